@@ -1,0 +1,299 @@
+"""All knowledge in `rules/`: read when asked for, kept, and tied together.
+
+`python -m advisor.knowledge` reads everything and prints one line for each problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from threading import RLock
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from . import reading
+from .cards import (
+    Bands,
+    Finding,
+    MethodCard,
+    ModalityCard,
+    Rule,
+    Scale,
+    Selector,
+    Setting,
+    Study,
+    Target,
+)
+from .conditions import compile_when
+from .engine import EngineRule, Evaluator, evaluator
+from .facts import Kind, kinds
+from .folder import Folder
+from .profile import Profile, ProfileError, nearest
+from .reading import KnowledgeError
+from .references import advice
+
+__all__ = ["Knowledge", "KnowledgeError", "home"]
+
+Item = TypeVar("Item", bound=BaseModel)
+T = TypeVar("T")
+
+
+def home(name: str) -> Path:
+    """The folder `rules` or `templates`: inside the installed package, or beside it in a checkout.
+
+    Args:
+        name: The folder's name.
+
+    Raises:
+        KnowledgeError: If it is in neither place.
+    """
+    here = Path(__file__).parent
+    for place in (here / name, here.parent / name):
+        if place.is_dir():
+            return place
+    raise KnowledgeError(f"{name}: the folder is missing beside {here}; install the package again")
+
+
+class Knowledge:
+    """The rule base. One object may serve many threads; what was read is kept.
+
+    Attributes:
+        root: The folder that holds `methods/`, `modalities/`, `advice/` and the rest.
+        methods: Method cards by id, in alphabetical order.
+        modalities: Modality cards by id.
+        studies: Published comparisons by id; only those asked for are read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise KnowledgeError(f"{root}: there is no such folder of rules")
+        self.root = Path(os.path.abspath(root))  # "." has no name to show in messages
+        self._lock, self._kept = RLock(), dict[Any, Any]()
+        self.methods = Folder(self.root / "methods", MethodCard)
+        self.modalities = Folder(self.root / "modalities", ModalityCard)
+        self.studies = Folder(self.root / "studies", Study)
+
+    @classmethod
+    def load(cls, root: Path | str | None = None) -> Knowledge:
+        """The rule base of a folder; the shipped one is made once and shared.
+
+        Args:
+            root: Another folder of the same make, or None for the shipped one.
+
+        Raises:
+            KnowledgeError: If there is no such folder. Files are read, and refused, when needed.
+        """
+        if root is not None:
+            return cls(Path(root))
+        with _LOCK:
+            return _shipped()
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """The value kept under a key, made on first use by one thread alone.
+
+        Args:
+            key: Any hashable name.
+            make: Makes the value; its errors are raised again on the next use.
+        """
+        if key not in self._kept:
+            with self._lock:
+                if key not in self._kept:
+                    self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
+
+    def shown(self, path: Path) -> str:
+        """How messages call a file: `rules/advice/labels.yaml`.
+
+        Args:
+            path: A file under the root.
+        """
+        return reading.shown(self.root, path)
+
+    @property
+    def version(self) -> str:
+        """Version of the rule base, such as `2026.11`."""
+        path = self.root / "VERSION"
+        if not path.is_file():
+            raise KnowledgeError(f"{self.shown(path)}: the file is missing")
+        return self.once("version", lambda: path.read_text(encoding="utf-8").strip())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every file under the root, names and bytes: two equal ones advise equally."""
+        return self.once("sha256", self._hash)
+
+    @property
+    def findings(self) -> Mapping[str, Finding]:
+        """What the review found, by id."""
+        return self.once("findings", lambda: {f.id: f for f in self.list_findings()})
+
+    @property
+    def bands(self) -> tuple[Bands, ...]:
+        """Numbers cut into named ranges."""
+        return self.once("bands", lambda: reading.parse_list(*self._file("facts"), Bands))
+
+    @property
+    def scale(self) -> Scale:
+        """What a reason weighs."""
+        return self.once("scale", lambda: reading.parse(*self._file("scale"), Scale))
+
+    @property
+    def protocol(self) -> Mapping[str, Setting]:
+        """The numbers of a run that all methods share."""
+        return self.once(
+            "protocol", lambda: reading.parse_mapping(*self._file("protocol"), Setting)
+        )
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Every fact that a rule may test, with what it may hold."""
+        return self.once("kinds", lambda: kinds(self.modalities, self.bands))
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules in file order, each checked against what it refers to.
+
+        Raises:
+            KnowledgeError: With every problem of all advice files; the text is the first.
+        """
+        return self.once("rules", self._rules)
+
+    @property
+    def rule(self) -> Mapping[str, Rule]:
+        """All rules by id."""
+        return self.once("rule", lambda: {r.id: r for r in self.rules})
+
+    @property
+    def study_ids(self) -> tuple[str, ...]:
+        """Ids of all studies, from the listing; none is read."""
+        return tuple(self.studies)
+
+    def study(self, id: str) -> Study:
+        """One published comparison.
+
+        Args:
+            id: Stem of its file.
+
+        Raises:
+            KnowledgeError: If there is none.
+        """
+        if id not in self.studies:
+            raise KnowledgeError(f"there is no study {id!r}{nearest(id, self.studies)}")
+        return self.studies[id]
+
+    def check(self, profile: Profile) -> None:
+        """Refuse a modality without a card.
+
+        Args:
+            profile: The answers.
+
+        Raises:
+            ProfileError: With the nearest modality there is.
+        """
+        name, known = profile.modality, self.modalities
+        if name not in known:
+            choices = ", ".join(known)
+            raise ProfileError(f"modality: {name!r} is not one of {choices}{nearest(name, known)}")
+
+    def expand(self, targets: Iterable[Target]) -> tuple[str, ...]:
+        """The methods that ids and selectors name, image-text methods included, each once.
+
+        Args:
+            targets: Ids, or selectors of a paradigm, a family or both.
+        """
+        found: dict[str, None] = {}
+        for target in targets:
+            if isinstance(target, Selector):
+                found.update(dict.fromkeys(self._selected(target)))
+            else:
+                found[target] = None
+        return tuple(found)
+
+    def engine_rules(self) -> tuple[EngineRule, ...]:
+        """All rules in the engine's neutral form, in file order."""
+        return self.once("engine_rules", self._compiled)
+
+    def evaluator(self, engine: str = "auto") -> Evaluator:
+        """The rules ready to fire; compiled once for each engine.
+
+        Args:
+            engine: `auto`, `durable` or `reference`.
+
+        Raises:
+            RuleError: If there is no such engine or it cannot be used here.
+        """
+        return self.once(("evaluator", engine), lambda: evaluator(self.engine_rules(), engine))
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong in any file, one line each; empty when all is well."""
+        from .lint import problems  # only here: an answer does not need it
+
+        return problems(self)
+
+    def list_findings(self) -> tuple[Finding, ...]:
+        """What the review found, as the file lists it."""
+        return reading.parse_list(*self._file("findings"), Finding)
+
+    def listed(self) -> tuple[Path, ...]:
+        """The advice files, in the order in which their rules count."""
+        return tuple(sorted((self.root / "advice").glob("*.yaml")))
+
+    def parsed(self, path: Path) -> tuple[Rule, ...]:
+        """The rules of one advice file, each by itself; references are not followed.
+
+        Args:
+            path: One of `listed()`.
+        """
+        return self.once(path, lambda: reading.parse_list(path, self.shown(path), Rule))
+
+    def _rules(self) -> tuple[Rule, ...]:
+        wrong = [line for path in self.listed() for line in advice(self, path)]
+        if wrong:
+            raise KnowledgeError(*wrong)
+        return tuple(rule for path in self.listed() for rule in self.parsed(path))
+
+    def _compiled(self) -> tuple[EngineRule, ...]:
+        kinds = self.kinds
+        return tuple(EngineRule(r.id, compile_when(r.when, kinds).branches) for r in self.rules)
+
+    def _selected(self, selector: Selector) -> Iterator[str]:
+        for id, card in self.methods.items():
+            family = selector.family in (None, card.family)
+            if family and selector.paradigm in (None, card.paradigm):
+                yield id
+
+    def _file(self, name: str) -> tuple[Path, str]:
+        path = self.root / f"{name}.yaml"
+        return path, self.shown(path)
+
+    def _hash(self) -> str:
+        files: dict[str, str] = {}
+        for folder, _, names in os.walk(self.root):
+            inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
+            files |= {f"{inside}/{n}": f"{folder}/{n}" for n in names if not n.startswith(".")}
+        total = hashlib.sha256()
+        for name in sorted(files):
+            with open(files[name], "rb") as file:
+                data = file.read()
+            total.update(f"{name}\0{len(data)}\0".encode() + data)
+        return total.hexdigest()
+
+
+_LOCK = RLock()
+
+
+@cache
+def _shipped() -> Knowledge:
+    return Knowledge(home("rules"))
+
+
+if __name__ == "__main__":
+    found = Knowledge(Path(sys.argv[1]) if len(sys.argv) > 1 else home("rules")).problems()
+    print(*found, sep="\n", end="\n" if found else "")
+    sys.exit(bool(found))
