@@ -1,0 +1,275 @@
+"""Recommendation -> Plan: which parts make up the script, and every number with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from . import parts
+from .profile import nearest
+
+if TYPE_CHECKING:
+    from .ranking import Recommendation, Strategy
+
+FLIP_AXES = {
+    "2d": {"up-down": 0, "left-right": 1},
+    "3d": {"left-right": 0, "front-back": 1, "up-down": 2},  # RAS+ order
+}
+# what the side of an input must divide by: halvings of the network, or its patch
+MULTIPLE = {"networks/segresnet": 8, "networks/swin": 32, "networks/resnet": 1}
+
+
+class PlanError(ValueError):
+    """There is no script for this; the text says why and what to do."""
+
+
+class Planned(BaseModel):
+    """One value of the script's settings block.
+
+    Attributes:
+        name: as in the script and on its command line.
+        value: a number, a text or a tuple of them.
+        why: one sentence.
+        source: citations and rule ids, or "your answer".
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    value: bool | int | float | str | tuple[int | float | str, ...]
+    why: str
+    source: str
+
+
+class Plan(BaseModel):
+    """Everything that `render` needs.
+
+    Attributes:
+        method: id of the method.
+        title: first line of the script's docstring.
+        dims: 2 or 3.
+        parts: templates in page order, as "methods/mae".
+        settings: values in page order.
+        header: lines above the script: profile, reasons, what speaks against, provenance.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    method: str
+    title: str
+    dims: int
+    parts: tuple[str, ...]
+    settings: tuple[Planned, ...]
+    header: tuple[str, ...]
+
+
+class _Number(NamedTuple):
+    value: Any
+    why: str
+    source: str
+
+
+def make_plan(
+    recommendation: Recommendation,
+    method: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Plan:
+    """Plans the script for a method, by default the best-ranked one that has a template.
+
+    Args:
+        recommendation: The answer for a profile.
+        method: Id of another method.
+        overrides: Settings by name, as text ("0.6", "0.1,1.0"); they replace the advised values.
+
+    Raises:
+        PlanError: If there is no template for this method and profile, or no such setting.
+    """
+    from .explain import header_lines
+
+    strategy = _strategy(recommendation, method)
+    dimensionality = str(recommendation.facts.values["dimensionality"] or "2d")
+    chosen = _parts(recommendation, strategy.method, dimensionality)
+    wanted = {name for part in chosen for name in parts.part(part).settings}
+    numbers = _numbers(recommendation, strategy, chosen, dimensionality)
+    if missing := sorted(wanted - numbers.keys()):
+        raise PlanError(
+            f"{strategy.method}: no value for the setting {missing[0]!r}: add it to "
+            f"rules/methods/{strategy.method}.yaml or rules/protocol.yaml"
+        )
+    for name, text in (overrides or {}).items():
+        if name not in wanted:
+            close = nearest(name, sorted(wanted))
+            raise PlanError(f"--set {name}: there is no such setting{close}")
+        numbers[name] = _Number(_like(numbers[name].value, name, text), "Set by you.", "--set")
+    settings = [
+        Planned(name=name, value=n.value, why=n.why, source=n.source)
+        for name, n in numbers.items()
+        if name in wanted
+    ]
+    profile = recommendation.profile
+    return Plan(
+        method=strategy.method,
+        title=f"{strategy.name} for {profile.modality} {profile.task} in {dimensionality[0]}D.",
+        dims=int(dimensionality[0]),
+        parts=tuple(chosen),
+        settings=tuple(settings),
+        header=tuple(header_lines(recommendation, strategy.method)),
+    )
+
+
+def _strategy(recommendation: Recommendation, method: str | None) -> Strategy:
+    by_id = {s.method: s for s in recommendation.strategies}
+    if method is None:
+        emitting = [s for s in recommendation.strategies if s.emits]
+        if not emitting:
+            raise PlanError(
+                f"no method with a script template fits {recommendation.profile.task} here; "
+                "`medssl methods` shows what each template covers"
+            )
+        return emitting[0]
+    if method in by_id and by_id[method].emits:
+        return by_id[method]
+    for out in recommendation.ruled_out:
+        if out.method == method:
+            raise PlanError(f"{method} is ruled out here: {out.because}")
+    if method in by_id:
+        fits = ", ".join(s.method for s in recommendation.strategies if s.emits) or "none"
+        raise PlanError(
+            f"{method}: there is no script template for this problem; there is for: {fits}"
+        )
+    raise PlanError(f"there is no method {method!r}{nearest(method, sorted(by_id))}")
+
+
+def _parts(recommendation: Recommendation, method: str, dimensionality: str) -> list[str]:
+    """Templates in page order: data, views, network, method, task, loop, protocol."""
+    profile, common = recommendation.profile, recommendation.common
+    volumes, segments = dimensionality == "3d", profile.task == "segmentation"
+    own = parts.part(f"methods/{method}")
+    network = next((p for p in own.parts if p in _networks()), None)
+    if network is None:
+        cnn = "networks/segresnet" if segments else "networks/resnet"
+        network = "networks/vit" if profile.backbone == "vit" else cnn
+    kind = "data/volume3d" if volumes else "data/image2d"
+    data = [f"data/{common['intensity_mode'].value}", kind]
+    if volumes:
+        data.append("data/grid_spacing" if segments else "data/grid_whole")
+    views = ["views/geometry", "views/colour" if common["channels"].value == 3 else "views/grey"]
+    tasks = [f"tasks/{profile.task}"]
+    if not segments:
+        tasks.insert(0, "tasks/multi_label" if profile.multilabel else "tasks/single_label")
+    asked = own.slots.union(*(parts.part(t).slots for t in tasks))
+    networks = [network, *([f"{network}_decoder"] if "Decoder" in asked else [])]
+    page = ["data/manifest", *data, *views, *networks, f"methods/{method}", *tasks]
+    return _with_helpers([*page, "loop", "protocol"])
+
+
+def _with_helpers(page: list[str]) -> list[str]:
+    """The page with every part that one of its parts names, just before its first use."""
+    found: list[str] = []
+
+    def add(name: str) -> None:
+        for helper in parts.part(name).parts:
+            if helper not in page and helper not in found:
+                add(helper)
+        found.append(name)
+
+    for name in page:
+        add(name)
+    return found
+
+
+def _networks() -> Mapping[str, Mapping[str, Any]]:
+    from .knowledge import home
+    from .reading import read
+
+    content = read(home("rules") / "networks.yaml", "rules/networks.yaml")
+    return {f"networks/{name}": settings for name, settings in content.items()}
+
+
+def _numbers(
+    recommendation: Recommendation, strategy: Strategy, chosen: list[str], dimensionality: str
+) -> dict[str, _Number]:
+    """Every value that a script may ask for, the method's own first."""
+    network = next(p for p in chosen if p in _networks())
+    numbers = {n: _Number(s.value, s.why, _source(s)) for n, s in strategy.settings.items()}
+    for name, s in _networks()[network].items():
+        if not name.endswith({"2d": "3d", "3d": "2d"}[dimensionality]):
+            short = re.sub("_[23]d$", "", name)
+            numbers[short] = _Number(s["value"], s["why"], s["source"])
+    common = {n: _Number(s.value, s.why, _source(s)) for n, s in recommendation.common.items()}
+    numbers |= dict(_sizes(recommendation, common, network, numbers, dimensionality))
+    numbers |= dict(_answers(recommendation, common, dimensionality))
+    return numbers | {n: v for n, v in common.items() if n not in numbers}
+
+
+def _source(setting: Any) -> str:
+    given = (setting.rule and f"rule {setting.rule}", setting.source)
+    return "; ".join(dict.fromkeys(part for part in given if part))
+
+
+def _sizes(
+    recommendation: Recommendation,
+    common: Mapping[str, _Number],
+    network: str,
+    numbers: Mapping[str, _Number],
+    dimensionality: str,
+) -> Iterator[tuple[str, _Number]]:
+    """`size`, the side of what the network sees."""
+    number = common["crop_size" if dimensionality == "3d" else "image_size"]
+    if side := recommendation.profile.image_size:
+        number = _Number(side, "The side that you gave.", "your answer")
+    multiple = numbers["patch_size"].value if "patch_size" in numbers else MULTIPLE[network]
+    least = 2 * multiple if network == "networks/swin" else multiple
+    rounded = max(least, round(number.value / multiple) * multiple)
+    exact = rounded == number.value
+    why = number.why if exact else f"{number.why} Rounded to a multiple of {multiple}."
+    yield "size", _Number(rounded, why, number.source)
+
+
+def _answers(
+    recommendation: Recommendation, common: Mapping[str, _Number], dimensionality: str
+) -> Iterator[tuple[str, _Number]]:
+    """Values that follow from the profile."""
+    profile = recommendation.profile
+    axes = FLIP_AXES[dimensionality]
+    flips = common["flips"]
+    yield "flip_axes", flips._replace(value=tuple(axes[f] for f in flips.value if f in axes))
+    if profile.batch_size:
+        yield "batch_size", _Number(profile.batch_size, "The batch that you gave.", "your answer")
+    if profile.classes:
+        yield "classes", _Number(profile.classes, _classes_why(profile.task), "your answer")
+    else:
+        why = f"You did not say how many. {_classes_why(profile.task)}"
+        yield "classes", _Number(2, why, "choice")
+    frozen = profile.adaptation == "frozen"
+    why = "Only the layers on top learn." if frozen else "The whole network learns."
+    source = "your answer" if profile.adaptation else "choice"
+    yield "adaptation", _Number(profile.adaptation or "finetune", why, source)
+    yield "split", _Number("test", "Choose settings on val, report on test.", "choice")
+    fractions = common["label_fractions"]
+    if profile.labeled:
+        for_training = profile.labeled * (1 - float(common["test_share"].value))
+        kept = tuple(f for f in fractions.value if f * for_training >= 1) or (1.0,)
+        if kept != tuple(fractions.value):
+            why = f"{fractions.why} Shares of {profile.labeled} cases below one case are left out."
+            fractions = fractions._replace(value=kept, why=why)
+    yield "label_fractions", fractions._replace(value=tuple(map(float, fractions.value)))
+
+
+def _classes_why(task: str) -> str:
+    segments = task == "segmentation"
+    return "The background counts as class 0." if segments else "Classes count from 0."
+
+
+def _like(value: Any, name: str, text: str) -> Any:
+    """`text` as the type of `value`."""
+    try:
+        if isinstance(value, tuple):
+            kind = type(value[0]) if value else int
+            return tuple(kind(word) for word in text.replace(",", " ").split())
+        return type(value)(text)
+    except ValueError:
+        kind = type(value[0] if isinstance(value, tuple) and value else value)
+        expected = f"a value of type {kind.__name__} is expected"
+        raise PlanError(f"--set {name}={text}: {expected}") from None

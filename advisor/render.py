@@ -1,0 +1,104 @@
+"""Plan -> script text. The only file that imports jinja2, and it never opens `rules/`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .parts import Part, parse, part
+
+if TYPE_CHECKING:
+    from .plan import Plan, Planned
+
+WIDTH = 100
+
+
+class Verbatim(str):
+    """Text that goes into the script as it stands; everything else becomes a Python literal."""
+
+    __slots__ = ()
+
+
+def render(plan: Plan) -> str:
+    """The script as text; the same plan gives the same bytes.
+
+    Args:
+        plan: From `make_plan`.
+    """
+    import jinja2
+
+    from .knowledge import home
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(home("templates")),
+        block_start_string="# {%",  # a mark is a Python comment, so that templates are valid Python
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=literal,  # nothing that a user typed can become code
+        autoescape=False,
+    )
+    source = (home("templates") / "script.py.j2").read_text(encoding="utf-8")
+    page = source[source.index("# {% block page %}") :]
+    chosen = [part(name) for name in plan.parts]
+    own = parse("script", "from dataclasses import asdict, dataclass\n")
+    return environment.from_string(page).render(
+        header=Verbatim("\n".join(f"# {line}".rstrip() for line in plan.header)),
+        docstring=Verbatim(f'"""{plan.title}"""'),
+        imports=Verbatim(imports([own, *chosen])),
+        dims=plan.dims,
+        fields=Verbatim("\n    ".join(_fields(plan.settings))),
+        parts=[Verbatim(p.body) for p in chosen],
+    )
+
+
+def literal(value: Any) -> str:
+    """A Python literal as the formatter would write it."""
+    if isinstance(value, Verbatim):
+        return str(value)
+    if isinstance(value, str):
+        return repr(value) if '"' in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple):
+        inner = ", ".join(literal(v) for v in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)
+
+
+def _fields(settings: Iterable[Planned]) -> list[str]:
+    """Dataclass fields, each below its reason."""
+    lines = []
+    for setting in settings:
+        reason = " ".join(f"{setting.why} [{setting.source}]".split())
+        lines += [f"# {line}" for line in textwrap.wrap(reason, WIDTH - 6, break_on_hyphens=False)]
+        value = setting.value
+        kind = type(value).__name__
+        if isinstance(value, tuple):
+            kind = f"tuple[{type(value[0]).__name__ if value else 'int'}, ...]"
+        lines.append(f"{setting.name}: {kind} = {literal(value)}")
+    return lines
+
+
+def imports(chosen: Iterable[Part]) -> str:
+    """One block of imports for all parts, in the formatter's order."""
+    pairs = {pair for part in chosen for pair in part.imports}
+    blocks = []
+    for standard in (True, False):
+        own = {(m, n) for m, n in pairs if (m.split(".")[0] in sys.stdlib_module_names) == standard}
+        lines = [f"import {module}" for module in sorted(m for m, n in own if not n)]
+        for module in sorted({m for m, n in own if n}, key=str.lower):
+            lines.append(_from(module, {n for m, n in own if m == module and n}))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _from(module: str, names: set[str]) -> str:
+    """`from module import ...`: constants, classes, then functions, as the formatter sorts them."""
+    ordered = sorted(names, key=lambda n: (0 if n.isupper() else 1 if n[0].isupper() else 2, n))
+    line = f"from {module} import {', '.join(ordered)}"
+    if len(line) <= WIDTH:
+        return line
+    return f"from {module} import (\n    " + ",\n    ".join(ordered) + ",\n)"

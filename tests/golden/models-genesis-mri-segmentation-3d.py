@@ -1,0 +1,1214 @@
+# Strategy: Models Genesis (models-genesis), generative; rank 1 of 31, score 3.75, moderate
+#     certainty
+# Tied with: spark
+# Problem: modality mri; task segmentation; dimensionality 3d; labeled 12; classes 3
+# Unknown: unlabeled, multilabel, target_scale, multi_view, backbone, adaptation, batch_size,
+#     image_size, gpus, gpu_memory_gb, hours, public_weights, domain_shift
+# Knowledge: 2026.11, sha256 (of rules/)
+#
+# Why this method:
+# - Undoing intensity, shuffling and painting at once asks for appearance, texture and context
+#     together, and every voxel of every volume is a target. [several-corruptions-at-once: strong,
+#     moderate certainty]
+# - An image can only be restored by a network that keeps position and local structure, and a
+#     pixel-wise task needs just these. [reconstruction-for-dense-tasks: strong, moderate
+#     certainty]
+# - With few labelled volumes a pre-trained U-Net of moderate size did as well as or better than
+#     large transformers in blind challenges. [small-network-first-on-volumes: conditional,
+#     moderate certainty]
+#
+# What speaks against it:
+# - against several-corruptions-at-once: he-2023-gvsl-ft-sac, he-2023-gvsl-ft-sbm,
+#     anon-2024-oct-denoise
+# - against reconstruction-for-dense-tasks: anon-2026-fprl-kumc, he-2025-cover-kipa3d,
+#     kang-2023-pathology-order, taher-2021-btl-ssl14, yue-2025-chexworld-seg
+# - against small-network-first-on-volumes: jiang-2026-jiangbench
+"""Models Genesis for mri segmentation in 3D."""
+
+import argparse
+import csv
+import difflib
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import NoReturn
+
+import matplotlib
+import nibabel
+import numpy as np
+import pydicom
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceCELoss
+from monai.networks.nets import SegResNet
+from nibabel.affines import apply_affine, voxel_sizes
+from pydicom.misc import is_dicom
+from pydicom.pixels import apply_modality_lut, pixel_array
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+DIMS = 3
+
+
+# %% Settings: every number of the run with its reason; each is a command-line option too
+@dataclass(frozen=True)
+class Settings:
+    # The share of sub-volumes whose intensity is bent. [github.com/MrGiovanni/ModelsGenesis]
+    nonlinear_rate: float = 0.9
+    # The share of sub-volumes whose pixels are shuffled locally.
+    # [github.com/MrGiovanni/ModelsGenesis]
+    shuffle_rate: float = 0.5
+    # The share of sub-volumes that are painted over. [github.com/MrGiovanni/ModelsGenesis]
+    paint_rate: float = 0.9
+    # Of the painted ones a fifth is in-painted and the rest out-painted, which hides more.
+    # [github.com/MrGiovanni/ModelsGenesis]
+    inpaint_share: float = 0.2
+    # The original stops after 50 epochs without gain; 200 is a fixed budget for one GPU. [choice;
+    # cf. github.com/MrGiovanni/ModelsGenesis]
+    epochs: int = 200
+    # The loss does not depend on the batch; the original used 6, and current cards hold more.
+    # [choice; cf. github.com/MrGiovanni/ModelsGenesis]
+    batch_size: int = 16
+    # The follow-up by the same group used Adam at this rate; the original SGD rate of 1 does not
+    # carry over. [choice; cf. github.com/fhaghighi/TransVW]
+    learning_rate: float = 0.001
+    # Mild decay; the published 3-D re-implementation used 3e-5 with SGD. [choice; cf.
+    # github.com/MIC-DKFZ/nnssl]
+    weight_decay: float = 0.0001
+    # Restoration is stable from the start, so the warm-up is short. [choice]
+    warmup_epochs: int = 5
+    # Filters of the first level, doubled at each of three halvings; the published network starts
+    # with 32, half of it leaves room for larger batches on one GPU. [choice; cf. arXiv:1810.11654]
+    network_width: int = 16
+    # Crops of 64 voxels per side fit one GPU and are what published 3-D contrastive and restoration
+    # pre-training used. [github.com/MIC-DKFZ/nnssl]
+    size: int = 64
+    # The card does not know the body part: left-right flips are plausible for most brain work but
+    # forge abdominal and cardiac anatomy, so they are off unless switched on. [choice]
+    flip_axes: tuple[int, ...] = ()
+    # The background counts as class 0. [your answer]
+    classes: int = 3
+    # The whole network learns. [choice]
+    adaptation: str = "finetune"
+    # Choose settings on val, report on test. [choice]
+    split: str = "test"
+    # 1 and 10 % are the customary semi-supervised shares, and all labels show whether pre-training
+    # still pays. Shares of 12 cases below one case are left out. [choice; cf. arXiv:2002.05709]
+    label_fractions: tuple[float, ...] = (1.0,)
+    # MR intensity has no unit, so each volume is scaled by its own percentiles; nnU-Net likewise
+    # normalises each MR volume by itself. [choice; cf. github.com/MIC-DKFZ/nnUNet]
+    intensity_low: float = 0.5
+    # MR intensity has no unit, so each volume is scaled by its own percentiles; nnU-Net likewise
+    # normalises each MR volume by itself. [choice; cf. github.com/MIC-DKFZ/nnUNet]
+    intensity_high: float = 99.5
+    # One sequence is one channel; several sequences are read as separate cases. [choice]
+    channels: int = 1
+    # Structural brain MR is mostly acquired near 1 mm; other body parts may keep their own spacing
+    # with 0. [choice]
+    spacing_mm: float = 1.0
+    # Head and body tilt; nnU-Net rotates up to 30 degrees, and half of that stays plausible.
+    # [choice; cf. github.com/MIC-DKFZ/nnUNet]
+    rotate_degrees: float = 15.0
+    # Two crops of one volume are only alike when they overlap; published 3-D contrast asked for at
+    # least half. [github.com/MIC-DKFZ/nnssl]
+    min_scale: float = 0.5
+    # Contrast between scanners is arbitrary, so intensity may vary freely; nnU-Net draws gamma from
+    # 0.7 to 1.5. [choice; cf. github.com/MIC-DKFZ/nnUNet]
+    gamma: float = 0.3
+    # Field strength and acceleration change noise by about this much. [choice]
+    noise: float = 0.03
+    # Acquired resolution varies between protocols; nnU-Net blurs with up to one voxel.
+    # [github.com/MIC-DKFZ/nnUNet]
+    blur: float = 1.0
+    # Enough for a few hundred labelled cases, short enough to repeat for every fraction and seed on
+    # one GPU. [choice]
+    finetune_steps: int = 2000
+    # Fits 3-D crops of 64 voxels with a U-Net on a 12 GB card and is kept equal for 2-D so that
+    # runs are comparable. [choice]
+    finetune_batch_size: int = 8
+    # Fine-tuning of pre-trained 3-D segmentation networks was published with Adam at this rate.
+    # [choice; cf. arXiv:2306.16925]
+    finetune_learning_rate: float = 0.001
+    # Three repetitions are the least that shows a spread and still fit a day on one GPU. [choice]
+    seeds: int = 3
+    # Patient-level percentile intervals at 95 % are stable to about one unit of the last digit
+    # shown. [choice]
+    bootstrap_samples: int = 2000
+    # A fifth of the patients is held out once and never touched before the evaluation. [choice]
+    test_share: float = 0.2
+    # Above one file in twenty the fault is in the manifest or the reader and not in single files.
+    # [choice]
+    unreadable_limit: float = 0.05
+    # Fine-tuning zooms less than pre-training, so that the target stays in view. [choice]
+    finetune_min_scale: float = 0.7
+    # Clipping the gradient at norm 1 keeps a single odd batch from undoing a run. [choice]
+    clip_norm: float = 1.0
+    # Projections of different images normally spread near 1; below a hundredth they are one point,
+    # whatever the loss says. [choice; cf. arXiv:2011.10566]
+    collapse_spread: float = 0.01
+    # Reading the loss waits for the device, so it is read every tenth step. [choice]
+    log_every: int = 10
+    # A killed run loses at most so many steps. [choice]
+    checkpoint_every: int = 200
+    # Reading is a memory-mapped crop, so two processes feed one GPU; 0 reads in the main one.
+    # [choice]
+    workers: int = 2
+    # Splits, first weights, batches and views all follow from it. [choice]
+    seed: int = 0
+
+    def reading(self) -> list:
+        """What the decoded copies of the images depend on."""
+        return [value for name, value in asdict(self).items() if name in READING]
+
+    def recipe(self, pretraining: bool) -> dict:
+        """What a checkpoint depends on; the other settings may change between runs."""
+        later = ("finetune", "classes", "adaptation") if pretraining else ()
+        return {n: v for n, v in asdict(self).items() if n not in FREE and not n.startswith(later)}
+
+
+READING = set("size channels intensity_low intensity_high spacing_mm".split())
+FREE = set("workers split seeds label_fractions bootstrap_samples probe_neighbours".split())
+
+
+# %% Data: a CSV manifest, one row an image or volume; rows without a target are the unlabelled pool
+@dataclass(frozen=True)
+class Case:
+    """One row of the manifest; `array` is its decoded copy in the cache."""
+
+    path: Path
+    target: str
+    patient: str
+    split: str
+    folder: Path  # of the manifest, which its entries are relative to
+    array: Path = Path()
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows below the header, each with its line number."""
+    if not manifest.is_file():
+        fail(f"{manifest}: no such file; write a CSV with the columns path,{TARGET},patient,split")
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as stream:
+            table = csv.DictReader(stream, restval="", skipinitialspace=True)
+            columns = table.fieldnames or []
+            rows = [(table.line_num, row) for row in table]
+    except (UnicodeDecodeError, csv.Error) as error:
+        fail(f"{manifest}: is no CSV file in UTF-8: {error}")
+    for needed in ("path", TARGET):
+        if needed not in columns:
+            near = difflib.get_close_matches(needed, columns, 1)
+            hint = f"is {near[0]!r} meant?" if near else f"it has {', '.join(columns) or 'none'}"
+            fail(f"{manifest}: no column {needed!r}; {hint}")
+    if not rows:
+        fail(f"{manifest}: no rows below the header")
+    return rows
+
+
+def read_manifest(manifest: Path, settings: Settings) -> list[Case]:
+    """The cases, with every patient in exactly one split; stops at the first mistake."""
+    cases, split_of, line_of = [], {}, {}
+    rows = read_rows(manifest)
+    for number, row in rows:
+        where = f"{manifest} line {number}"
+        name, target = row["path"].strip(), row[TARGET].strip()
+        patient, split = row.get("patient", "").strip() or name, row.get("split", "").strip()
+        path = manifest.parent / name
+        if not name or not path.exists():
+            fail(f"{where}: path: {name!r} does not exist beside the manifest")
+        if (first := line_of.setdefault(path.resolve(), number)) != number:
+            fail(f"{where}: path: {name!r} is the file of line {first} again")
+        if split not in ("", "train", "val", "test"):
+            fail(f"{where}: split: {split!r} is not one of train, val, test (or empty)")
+        if split and split_of.setdefault(patient, split) != split:
+            fail(f"{where}: patient {patient!r} is in both {split_of[patient]} and {split}")
+        if target and (problem := problem_with(target, manifest.parent, settings)):
+            fail(f"{where}: {TARGET}: {problem}")
+        cases.append(Case(path, target, patient, split, manifest.parent))
+    cases = assign_splits(cases, split_of, settings)
+    if "patient" not in rows[0][1]:
+        print("note: no patient column, so every file counts as its own patient", file=sys.stderr)
+    return cases
+
+
+def assign_splits(cases: list[Case], split_of: dict[str, str], settings: Settings) -> list[Case]:
+    """Unnamed patients go to `train`; if none is named `test`, a share of the labelled does."""
+    labelled = sorted({c.patient for c in cases if c.target} - split_of.keys())
+    random.Random(settings.seed).shuffle(labelled)
+    named = "test" in split_of.values()
+    held_out = 0 if named else max(1, round(settings.test_share * len(labelled)))
+    split_of = {**dict.fromkeys(labelled[:held_out], "test"), **split_of}
+    return with_labels([replace(c, split=split_of.get(c.patient, "train")) for c in cases])
+
+
+def with_labels(cases: list[Case]) -> list[Case]:
+    """The same cases, if there is something to learn from and to test on."""
+    for split in ("train", "test"):
+        if not any(c.target and c.split == split for c in cases):
+            fail(f"no labelled case in the {split} split: label more patients or name splits")
+    return cases
+
+
+def prepare(cases: list[Case], settings: Settings, out: Path) -> list[Case]:
+    """Decodes every file once, to be memory-mapped; what cannot be read is skipped and listed."""
+    refuse_leak(cases, out)
+    cache = out / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            work = pool.map(lambda case: decode(case, cache, settings), cases)
+            done = list(tqdm(work, "reading", len(cases), leave=False, disable=None))
+    except ValueError as error:  # a wrong target is a mistake to mend, not a file to skip
+        fail(str(error))
+    bad = [(str(case.path), result) for case, result in zip(cases, done) if isinstance(result, str)]
+    with (out / "unreadable.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("path", "why"), *bad])
+    if len(bad) > settings.unreadable_limit * len(cases):
+        fail(
+            f"{len(bad)} of {len(cases)} files cannot be read (see {out}/unreadable.csv); "
+            f"the first is {bad[0][0]}: {bad[0][1]}"
+        )
+    if bad:
+        print(
+            f"note: {len(bad)} unreadable files skipped, listed in {out}/unreadable.csv",
+            file=sys.stderr,
+        )
+    return with_labels([result for result in done if isinstance(result, Case)])
+
+
+def refuse_leak(cases: list[Case], out: Path) -> None:
+    """Stops if patients whom an earlier stage was trained on are now held out."""
+    before = out / "splits.csv"
+    if not before.exists() or not (out / "pretrain.pt").exists():
+        return
+    with before.open(newline="", encoding="utf-8") as stream:
+        seen = {row["patient"] for row in csv.DictReader(stream) if row["split"] == "train"}
+    for case in cases:
+        if case.split != "train" and case.patient in seen:
+            fail(
+                f"patient {case.patient!r} is in {case.split} now, but {out} was trained on it: "
+                f"name the splits in the manifest as {before} has them, or choose another --out"
+            )
+
+
+def decode(case: Case, cache: Path, settings: Settings) -> Case | str:
+    """The case with its decoded copy, or why it cannot be read; ValueError for a wrong target."""
+    try:
+        array, grid = cached(case.path, "image", cache, settings)
+    except Exception as error:  # readers raise anything on broken files; the reason is listed
+        return reason(error)
+    case = replace(case, array=array)
+    return replace(case, target=decode_target(case, grid, cache, settings))
+
+
+def reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def cached(path: Path, kind: str, cache: Path, settings: Settings) -> tuple[Path, list[float]]:
+    """Where the decoded copy lies, and the grid of the image as stored."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stamps = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    wanted = (path.resolve(), stamps, kind, settings.reading())
+    copy = cache / f"{hashlib.sha256(repr(wanted).encode()).hexdigest()[:20]}.npy"
+    grid_file = copy.with_suffix(".json")
+    if not grid_file.exists():
+        array, grid = read(path, kind, settings)
+        part = copy.with_suffix(f".{uuid.uuid4().hex}.npy")  # two cases may share a mask
+        np.save(part, packed(array, kind))
+        os.replace(part, copy)
+        part.write_text(json.dumps(grid))
+        os.replace(part, grid_file)
+    return copy, json.loads(grid_file.read_text())
+
+
+def finite(array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise ValueError("holds NaN or infinite values")
+    return array
+
+
+def packed(array: np.ndarray, kind: str) -> np.ndarray:
+    """Images in [0, 1] with 16 bits, masks with 8."""
+    if kind == "image":
+        return (array * 65535).round().astype(np.uint16)
+    classes = array.clip(0, 255).astype(np.uint8)
+    if (classes != array).any():
+        raise ValueError("holds values that are no class numbers (whole, from 0 to 255)")
+    return classes
+
+
+def unpacked(array: np.ndarray) -> torch.Tensor:
+    """An image, or part of one, as it was before it was packed."""
+    return torch.from_numpy(array / np.float32(65535))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; `batch` counts the images of all processes together."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    seed: int
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine to zero."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Batches(torch.utils.data.Sampler):
+    """Step k draws the same cases and crops in every run, so a resumed run continues exactly."""
+
+    def __init__(self, cases: int, schedule: Schedule, start: int, rank: int, world: int):
+        self.cases, self.schedule, self.start = cases, schedule, start
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.schedule.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        seed, batch, order, known = self.schedule.seed, self.schedule.batch, None, -1
+        for step in range(self.start, self.schedule.steps):
+            keys = []
+            for draw in range(step * batch + self.rank, (step + 1) * batch, self.world):
+                epoch, place = divmod(draw, self.cases)
+                if epoch != known:
+                    order = np.random.default_rng((seed, epoch)).permutation(self.cases)
+                    known = epoch
+                keys.append((int(order[place]), seed * 1_000_003 + draw))
+            yield keys
+
+
+def normalise(image: np.ndarray, settings: Settings) -> np.ndarray:
+    """To [0, 1] between two percentiles of this image, whose units are arbitrary."""
+    image = image.astype(np.float32)
+    low, high = np.percentile(image, (settings.intensity_low, settings.intensity_high))
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+
+
+# the layout that convolutions prefer; on CPUs the plain one is faster for volumes
+MEMORY = torch.channels_last_3d if torch.cuda.is_available() else torch.contiguous_format
+
+
+def voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z) in stored units, and the matrix from indices to millimetres (RAS+).
+
+    NIfTI files, or a folder with the slices of one DICOM series.
+    """
+    if path.is_dir():
+        return series(path)
+    image = nibabel.load(path)
+    if len(image.shape) < 3 or max(image.shape[3:], default=1) > 1:
+        raise ValueError(f"has the shape {image.shape}; one volume with three axes is expected")
+    return np.asanyarray(image.dataobj).reshape(image.shape[:3]), image.affine
+
+
+def series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Slices in the order of their places, not of their names; CT in Hounsfield units."""
+    slices = [pydicom.dcmread(file) for file in sorted(folder.iterdir()) if is_dicom(file)]
+    slices = [part for part in slices if "PixelData" in part]
+    if len(slices) < 2 or len({part.SeriesInstanceUID for part in slices}) > 1:
+        raise ValueError("is no folder with the slices of one DICOM series")
+    across, down = np.reshape(slices[0].ImageOrientationPatient, (2, 3)).astype(float)
+    normal = np.cross(across, down)
+    slices.sort(key=lambda part: normal @ np.asarray(part.ImagePositionPatient, float))
+    places = np.array([part.ImagePositionPatient for part in slices], float)
+    gaps = np.diff(places @ normal)
+    if gaps.max() > 1.5 * gaps.min():
+        raise ValueError(
+            f"lacks or doubles slices: they are {gaps.min():.2f} to {gaps.max():.2f} mm apart"
+        )
+    down_mm, across_mm = map(float, slices[0].PixelSpacing)
+    step = (places[-1] - places[0]) / (len(slices) - 1)
+    affine = np.eye(4)
+    affine[:3] = np.stack([across * across_mm, down * down_mm, step, places[0]], axis=1)
+    affine[:2] *= -1  # DICOM counts to the left and to the back
+    return np.stack([apply_modality_lut(pixel_array(part), part).T for part in slices], 2), affine
+
+
+def read(path: Path, kind: str, settings: Settings) -> tuple[np.ndarray, list[float]]:
+    """(1, X, Y, Z) in RAS+ orientation on the working grid, padded; and the stored grid."""
+    stored, affine = voxels(path)
+    array = normalise(finite(stored), settings) if kind == "image" else finite(stored)
+    upright = nibabel.as_closest_canonical(nibabel.Nifti1Image(array.astype(np.float32), affine))
+    volume = torch.from_numpy(np.ascontiguousarray(upright.dataobj))[None]
+    stored_mm = voxel_sizes(upright.affine)
+    zoom = np.array(voxel_size(upright.shape, stored_mm, settings)) / stored_mm
+    volume = resampled(volume, zoom, kind)
+    short = [max(0, region(settings) - side) for side in volume.shape[1:]]
+    padding = [(0, 0), *((n // 2, n - n // 2) for n in short)]
+    return np.pad(volume, padding), grid_of(upright)
+
+
+def resampled(volume: torch.Tensor, zoom: np.ndarray, kind: str) -> np.ndarray:
+    """(1, X, Y, Z) with voxels `zoom` times as long; the first edge of each axis stays in place."""
+    sides = np.array(volume.shape[1:])
+    # 0.01, so that headers of image and mask that differ by rounding give one size
+    size = np.maximum(1, np.round(sides / zoom + 0.01)).astype(int)
+    # voxels that become one are averaged, not dropped; of class numbers there is no average
+    block = np.clip(zoom.astype(int), 1, sides) if kind == "image" else np.ones(3, int)
+    volume = F.avg_pool3d(volume, block.tolist(), ceil_mode=True)
+    scale = size * zoom / (block * volume.shape[1:])
+    affine = np.column_stack([np.diag(scale[::-1]), scale[::-1] - 1])  # axes from the last
+    grid = F.affine_grid(
+        torch.from_numpy(affine[None]).float(), [1, 1, *size.tolist()], align_corners=False
+    )
+    mode = "bilinear" if kind == "image" else "nearest"
+    return F.grid_sample(volume[None], grid, mode, "border", align_corners=False)[0].numpy()
+
+
+def grid_of(image: nibabel.Nifti1Image) -> list[float]:
+    """Voxels per axis, then millimetres of the first voxel and of the last along each axis."""
+    ends = np.vstack([np.zeros(3), np.diag(image.shape) - np.eye(3)])
+    return [*image.shape, *apply_affine(image.affine, ends).ravel().tolist()]
+
+
+def voxel_size(sides: Sequence[int], stored: Sequence[float], settings: Settings) -> list[float]:
+    """Millimetres per voxel of the working grid, one for all: sizes mean the same everywhere."""
+    return [settings.spacing_mm or float(side) for side in stored]
+
+
+def region(settings: Settings) -> int:
+    """The side of what is read; two crops of `size` in it share at least two fifths."""
+    return settings.size * 5 // 4
+
+
+# %% Views: random crops and intensity changes, drawn for whole batches on the device
+def random_affine(images: torch.Tensor, min_scale: float, settings: Settings) -> torch.Tensor:
+    """(B, d, d + 1): a random crop, flip and in-plane rotation per image, for affine_grid."""
+    count, dims, device = len(images), images.ndim - 2, images.device
+    side = torch.empty(count, device=device).uniform_(min_scale, 1).pow(1 / dims)
+    side = side * settings.size / images.shape[-1]  # of the region, in the network's own resolution
+    shift = (1 - side)[:, None] * torch.empty(count, dims, device=device).uniform_(-1, 1)
+    angle = torch.empty(count, device=device).uniform_(-1, 1) * math.radians(
+        settings.rotate_degrees
+    )
+    linear = torch.eye(dims, device=device).repeat(count, 1, 1)
+    # affine_grid counts axes from the last; the first two array axes of RAS+ volumes are axial
+    a, b = dims - 2, dims - 1
+    linear[:, a, a], linear[:, b, b] = angle.cos(), angle.cos()
+    linear[:, a, b], linear[:, b, a] = -angle.sin(), angle.sin()
+    for axis in settings.flip_axes:
+        linear[:, dims - 1 - axis] *= 1 - 2 * torch.randint(2, (count, 1), device=device)
+    return torch.cat([linear * side[:, None, None], shift[..., None]], dim=2)
+
+
+def sample(
+    images: torch.Tensor, affine: torch.Tensor, size: int, mode: str = "bilinear"
+) -> torch.Tensor:
+    """The crops (B, C, size, ...) that `affine` describes; what lies outside is 0."""
+    grid = F.affine_grid(
+        affine, [*images.shape[:2], *[size] * (images.ndim - 2)], align_corners=False
+    )
+    return F.grid_sample(images, grid, mode=mode, align_corners=False)
+
+
+def crop(images: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """(B, C, region, ...) -> (B, C, size, ...)"""
+    return sample(images, random_affine(images, settings.min_scale, settings), settings.size)
+
+
+def distort(images: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Random gamma, brightness, contrast, blur and noise per image, as between scanners."""
+    shape = (len(images), *[1] * (images.ndim - 1))
+
+    def draw(low: float, high: float) -> torch.Tensor:
+        return torch.empty(shape, device=images.device).uniform_(low, high)
+
+    images = images.clamp_min(0) ** torch.exp(
+        draw(-1, 1) * torch.log1p(torch.tensor(settings.gamma))
+    )
+    images = (
+        images * draw(1 - settings.gamma / 2, 1 + settings.gamma / 2)
+        + draw(-0.1, 0.1) * settings.gamma
+    )
+    images = torch.lerp(images, blurred(images, settings.blur), draw(0, 1))
+    return images + torch.randn_like(images) * draw(0, settings.noise)
+
+
+def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur, one axis after the other."""
+    radius = max(1, round(2 * sigma))
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.softmax(-(offsets**2) / (2 * max(sigma, 1e-3) ** 2), 0)
+    convolve = F.conv2d if images.ndim == 4 else F.conv3d
+    flat = images.flatten(0, 1)[:, None]
+    for axis in range(2, images.ndim):
+        shape, padding = [1] * images.ndim, [0] * (images.ndim - 2)
+        shape[axis], padding[axis - 2] = -1, radius
+        flat = convolve(flat, kernel.view(shape), padding=padding)
+    return flat.view_as(images)
+
+
+# %% Network
+class Encoder(nn.Module):
+    """The down path of MONAI's SegResNet (arXiv:1810.11654); group norm suits small batches."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        if settings.size % 8:
+            fail(f"size: {settings.size} is no multiple of 8: the network halves it three times")
+        net = SegResNet(DIMS, settings.network_width, settings.channels, blocks_down=(1, 2, 2, 4))
+        self.stem, self.stages = net.convInit, net.down_layers
+        self.width = 8 * settings.network_width
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(B, C, size, ...) -> four maps, each half as large as the one before."""
+        maps = [self.stem(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, size, ...) -> (B, width)"""
+        return self(images)[-1].flatten(2).mean(2)
+
+
+class Decoder(nn.Module):
+    """The up path of MONAI's SegResNet, with a skip connection from every map of the encoder."""
+
+    def __init__(self, encoder: Encoder, outputs: int, settings: Settings):
+        super().__init__()
+        net = SegResNet(DIMS, settings.network_width, out_channels=outputs, upsample_mode="deconv")
+        self.ups, self.blocks, self.final = net.up_samples, net.up_layers, net.conv_final
+
+    def forward(self, images: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        """(B, C, size, ...) and its maps -> (B, outputs, size, ...)"""
+        x = maps[-1]
+        for up, block, skip in zip(self.ups, self.blocks, reversed(maps[:-1])):
+            x = block(up(x) + skip)
+        return self.final(x)
+
+
+# %% Method
+class Method(nn.Module):
+    """Models Genesis (arXiv:1908.06912): undo random changes of intensity and texture."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self.settings = settings
+        self.encoder = Encoder(settings)
+        self.decoder = Decoder(self.encoder, settings.channels, settings)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        clean = crop(images, self.settings)
+        broken = self.corrupt(clean)
+        maps = self.encoder(broken)
+        restored = self.decoder(broken, maps)
+        # section 3.2: the mean squared error between the restored and the original sub-volume
+        return F.mse_loss(restored.float(), clean), maps[-1].detach().flatten(2).mean(2)
+
+    @torch.no_grad()
+    def corrupt(self, clean: torch.Tensor) -> torch.Tensor:
+        """Each image gets its own mixture of the paper's four transformations."""
+        settings, shape = self.settings, (len(clean), *[1] * (clean.ndim - 1))
+
+        def chance(rate: float) -> torch.Tensor:
+            return torch.rand(shape, device=clean.device) < rate
+
+        x = torch.where(chance(settings.nonlinear_rate), self.curved(clean), clean)
+        x = torch.where(chance(settings.shuffle_rate), self.shuffled(x), x)
+        boxes = self.boxes(x)
+        inside = torch.where(boxes, torch.rand(shape, device=x.device), x)
+        outside = torch.where(self.boxes(x, large=True), x, torch.rand(shape, device=x.device))
+        painted = torch.where(chance(settings.inpaint_share), inside, outside)
+        return torch.where(chance(settings.paint_rate), painted, x)
+
+    def curved(self, x: torch.Tensor) -> torch.Tensor:
+        """Intensities through a random monotone Bezier curve, half of them inverted."""
+        count, device = len(x), x.device
+        t = torch.linspace(0, 1, 256, device=device)
+        basis = torch.stack(
+            [3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t)]
+        )  # weights of the two inner points
+        across, along = (
+            (torch.rand(count, 2, device=device) @ basis + t**3).sort(1)[0] for _ in range(2)
+        )
+        along = torch.where(torch.rand(count, 1, device=device) < 0.5, along, 1 - along)
+        place = torch.searchsorted(across, x.flatten(1).contiguous()).clamp_max(255)
+        return along.gather(1, place).view_as(x)
+
+    def shuffled(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels change places inside half of the small blocks: texture goes, anatomy stays."""
+        side = max(2, self.settings.size // 16)
+        blocks = x[(..., *[slice(self.settings.size // side * side)] * DIMS)]
+        for axis in range(2, 2 + DIMS):
+            blocks = blocks.unfold(axis, side, side)
+        shape = blocks.shape
+        flat = blocks.flatten(-DIMS)  # (B, C, blocks..., pixels)
+        noise = torch.rand(flat[:, :1].shape, device=x.device)
+        kept = torch.rand(noise[..., :1].shape, device=x.device) < 0.5
+        order = torch.where(kept, torch.arange(side**DIMS, device=x.device), noise.argsort(-1))
+        flat = flat.take_along_dim(order, -1)
+        out = x.clone()
+        target = out[(..., *[slice(self.settings.size // side * side)] * DIMS)]
+        for axis in range(2, 2 + DIMS):
+            target = target.unfold(axis, side, side)
+        target.copy_(flat.view(shape))
+        return out
+
+    def boxes(self, x: torch.Tensor, large: bool = False) -> torch.Tensor:
+        """(B, 1, size, ...) true in three boxes of 1/6 to 1/3 of a side each, or twice that."""
+        size, device = self.settings.size, x.device
+        inside = torch.ones(len(x), 3, *[1] * DIMS, dtype=torch.bool, device=device)
+        for axis in range(DIMS):
+            side = torch.empty(len(x), 3, device=device).uniform_(size / 6, size / 3) * (1 + large)
+            start = torch.rand(len(x), 3, device=device) * (size - side)
+            place = torch.arange(size, device=device)
+            along = (place >= start[..., None]) & (
+                place < (start + side)[..., None]
+            )  # (B, 3, size)
+            inside = inside & along[(..., *[None] * (DIMS - 1 - axis))].unflatten(
+                2, [*[1] * axis, size]
+            )
+        return inside.any(1, keepdim=True)
+
+
+TARGET = "mask"
+PRIMARY = "Dice"
+
+
+# %% Task: a class per pixel or voxel; masks hold class numbers, 0 is background
+def problem_with(target: str, folder: Path, settings: Settings) -> str | None:
+    """Why this entry of the manifest cannot be used."""
+    return None if (folder / target).exists() else f"{target!r} does not exist beside the manifest"
+
+
+def decode_target(case: Case, grid: list[float], cache: Path, settings: Settings) -> str:
+    """The mask's decoded copy, on the same grid as its image."""
+    if not case.target:
+        return ""
+    try:
+        array, own_grid = cached(case.folder / case.target, "mask", cache, settings)
+    except Exception as error:
+        raise ValueError(f"{case.target}: cannot be used as a mask: {reason(error)}") from None
+    sizes, own_sizes = (" x ".join(map(str, g[:DIMS])) for g in (grid, own_grid))
+    if own_sizes != sizes:
+        raise ValueError(f"{case.target}: is {own_sizes}, but its image is {sizes}: {case.path}")
+    if not np.allclose(own_grid, grid, rtol=0, atol=0.5):  # millimetres
+        raise ValueError(f"{case.target}: lies elsewhere in space than its image: {case.path}")
+    classes = np.load(array)
+    if (highest := int(classes.max())) >= settings.classes:
+        hint = "divide the mask by 255" if set(np.unique(classes)) <= {0, 255} else "set --classes"
+        raise ValueError(
+            f"{case.target}: holds class {highest}, "
+            f"but classes are 0 to {settings.classes - 1}: {hint}"
+        )
+    return str(array)
+
+
+class Samples(torch.utils.data.Dataset):
+    """Random regions (C, region, ...); for fine-tuning (C, size, ...) and masks (1, size, ...)."""
+
+    def __init__(self, cases: list[Case], settings: Settings, targets: bool):
+        self.cases, self.targets = cases, targets
+        self.side = settings.size if targets else region(settings)
+
+    def __getitem__(self, key: tuple[int, int]):
+        case, rng = self.cases[key[0]], np.random.default_rng(key[1])
+        image = np.load(case.array, mmap_mode="r")
+        corner = [int(rng.integers(0, length - self.side + 1)) for length in image.shape[1:]]
+        if not self.targets:
+            return (unpacked(self.cut(image, corner)),)
+        mask = np.load(case.target, mmap_mode="r")
+        # every second crop is centred on a labelled voxel, so that small targets are seen
+        if rng.random() < 0.5:
+            labelled = np.argwhere(mask[0])
+            if len(labelled):
+                centre = labelled[rng.integers(len(labelled))] - self.side // 2
+                corner = [int(np.clip(c, 0, n - self.side)) for c, n in zip(centre, mask.shape[1:])]
+        target = torch.from_numpy(self.cut(mask, corner).astype(np.float32))
+        return unpacked(self.cut(image, corner)), target
+
+    def cut(self, array: np.ndarray, corner: list[int]) -> np.ndarray:
+        return array[(slice(None), *(slice(start, start + self.side) for start in corner))]
+
+
+class Model(nn.Module):
+    """Encoder and decoder, trained on the sum of Dice loss and cross-entropy."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self.settings = settings
+        self.encoder = Encoder(settings)
+        self.decoder = Decoder(self.encoder, settings.classes, settings)
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+
+    def forward(
+        self, images: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        affine = random_affine(images, self.settings.finetune_min_scale, self.settings)
+        images = distort(sample(images, affine, self.settings.size), self.settings)
+        masks = sample(masks, affine, self.settings.size, mode="nearest")
+        maps = self.encoder(images)
+        features = maps[-1].detach().float().flatten(2).mean(2)
+        return self.loss(self.decoder(images, maps).float(), masks), features
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, size, ...) -> logits (B, classes, size, ...)"""
+        return self.decoder(images, self.encoder(images)).float()
+
+
+@torch.inference_mode()
+def predict(model: Model, cases: list[Case], settings: Settings) -> np.ndarray:
+    """Dice (cases, foreground classes) from sliding windows; NaN where both are empty."""
+    device, rows = next(model.parameters()).device, []
+    for case in cases:
+        image = unpacked(np.load(case.array))[None].to(device)
+        window = [settings.size] * (image.ndim - 2)
+        logits = sliding_window_inference(
+            image, window, 4, model.predict, overlap=0.5, mode="gaussian"
+        )
+        found, truth = logits.argmax(1).cpu().numpy()[0], np.load(case.target)[0]
+        dice = []
+        for c in range(1, settings.classes):
+            total = (found == c).sum() + (truth == c).sum()
+            dice.append(2 * ((found == c) & (truth == c)).sum() / total if total else np.nan)
+        rows.append(dice)
+    return np.array(rows, dtype=float)
+
+
+class Score:
+    """Mean Dice over classes and cases of bootstrap samples, from counts of the cases drawn."""
+
+    def __init__(self, predicted: np.ndarray, cases: list[Case], settings: Settings):
+        # cases without any target, true or found, say nothing
+        self.counted = ~np.isnan(predicted).all(axis=1)
+        if not self.counted.any():
+            fail("no test case holds anything but background, true or found; Dice is not defined")
+        self.per_case = np.nanmean(predicted[self.counted], axis=1)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """counts (samples, cases) -> scores (samples,)"""
+        counts = counts[:, self.counted]
+        return counts @ self.per_case / counts.sum(1)
+
+
+def columns(predicted: np.ndarray) -> list[list[float]]:
+    """What predictions.csv holds per case: the Dice of each foreground class."""
+    return predicted.round(5).tolist()
+
+
+def probes(
+    encoder: nn.Module, train: list[Case], test: list[Case], settings: Settings
+) -> dict[str, float]:
+    return {}  # features are coarser than masks, so frozen ones are no fair test here
+
+
+# %% The loop, for pre-training and fine-tuning alike; it knows no method, task or modality
+def rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def this_device() -> torch.device:
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def save(content: object, file: Path) -> None:
+    """Under a temporary name first, so that a crash never leaves half a file."""
+    part = file.with_name(file.name + ".part")
+    torch.save(content, part)
+    os.replace(part, file)
+
+
+def optimizer_of(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW; weight decay acts on weights, not on norms and biases."""
+    learned = [p for p in network.parameters() if p.requires_grad]
+    decayed = {"params": [p for p in learned if p.ndim > 1], "weight_decay": settings.weight_decay}
+    plain = {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0}
+    return torch.optim.AdamW([decayed, plain])
+
+
+def health(features: torch.Tensor) -> tuple[float, float]:
+    """Spread of normalised features (0: all alike, 1: even), and their effective rank."""
+    rows = nn.functional.normalize(features.double(), dim=1)
+    share = torch.linalg.svdvals(rows - rows.mean(0))
+    share = (share / share.sum().clamp_min(1e-12)).clamp_min(1e-12)
+    return rows.std(0, correction=0).norm().item(), math.exp(-(share * share.log()).sum().item())
+
+
+class Watch:
+    """Writes the history and stops a run that has gone wrong, with a word on what to do."""
+
+    def __init__(self, file: Path, start: int, can_collapse: bool, settings: Settings):
+        self.name, self.history, self.settings = file.stem, file.with_suffix(".csv"), settings
+        self.can_collapse, self.collapsed, self.began = can_collapse, 0, time.monotonic()
+        if rank_and_world()[0] > 0:
+            return
+        if start:  # forget what came after the checkpoint
+            head, *lines = self.history.read_text().splitlines()
+            kept = [line for line in lines if int(line.split(",")[0]) <= start]
+            self.history.write_text("\n".join([head, *kept]) + "\n")
+        else:
+            self.history.write_text("step,loss,learning_rate,spread,effective_rank,seconds\n")
+
+    def __call__(self, step: int, loss: float, rate: float, features: torch.Tensor) -> None:
+        if not (math.isfinite(loss) and features.isfinite().all()):
+            fail(
+                f"{self.name}: the loss is not finite at step {step}; "
+                f"lower the learning rate (now {rate:.2g}) or warm up for longer"
+            )
+        spread, effective_rank = health(features)
+        alike = self.can_collapse and spread < self.settings.collapse_spread
+        self.collapsed = self.collapsed + 1 if alike else 0
+        if self.collapsed == 5:
+            fail(
+                f"{self.name}: all features are alike at step {step} (spread {spread:.0e}); "
+                "lower the learning rate, enlarge the batch or choose another method"
+            )
+        if rank_and_world()[0] == 0:
+            row = (step, loss, rate, spread, effective_rank, time.monotonic() - self.began)
+            with self.history.open("a", newline="") as stream:
+                csv.writer(stream, lineterminator="\n").writerow(f"{value:.6g}" for value in row)
+
+
+def resumed(file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict) -> int:
+    """Loads the checkpoint, if there is one, and returns the step that it was written at."""
+    if not file.exists():
+        return 0
+    state = torch.load(file, map_location=this_device(), weights_only=True)
+    for name, value in recipe.items():
+        if (before := state["recipe"].get(name)) != value:
+            fail(f"{file} was made with {name} {before}, now it is {value}: choose another --out")
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def train(
+    network: nn.Module, data, file: Path, schedule: Schedule, recipe: dict, settings: Settings
+) -> nn.Module:
+    """Trains `network`, whose forward returns (loss, features); continues where `file` stopped.
+
+    Every step seeds itself, so a resumed run repeats exactly what an uninterrupted one does.
+    """
+    (rank, world), device = rank_and_world(), this_device()
+    network = network.to(device, memory_format=MEMORY)
+    optimizer = optimizer_of(network, settings)
+    step = resumed(file, network, optimizer, recipe)
+    if step >= schedule.steps:
+        return network
+    wrapped = DistributedDataParallel(network) if world > 1 else network
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=Batches(len(data.cases), schedule, step, rank, world),
+        num_workers=settings.workers,
+        pin_memory=device.type == "cuda",
+    )
+    watch = Watch(file, step, getattr(network, "can_collapse", False), settings)
+    total = torch.zeros((), device=device)
+    signals: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    network.train()
+    bar = tqdm(loader, file.stem, schedule.steps, initial=step, disable=rank > 0 or None)
+    for batch in bar:
+        torch.manual_seed((schedule.seed * 1_000_003 + step) * 1_009 + rank)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        batch = [part.to(device, non_blocking=True) for part in batch]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss, features = wrapped(*batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        optimizer.step()
+        step += 1
+        if hasattr(network, "after_step"):
+            network.after_step(step / schedule.steps)
+        total += loss.detach()
+        last = step == schedule.steps
+        if step % settings.log_every == 0 or last:  # reading the loss waits for the device
+            mean = total.item() / ((step - 1) % settings.log_every + 1)
+            watch(step, mean, schedule.rate(step - 1), features)
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            total.zero_()
+        stop = bool(signals) and world == 1  # torchrun itself stops several processes
+        if rank == 0 and (step % settings.checkpoint_every == 0 or last or stop):
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            save({**state, "step": step, "recipe": recipe}, file)
+        if stop:
+            print(f"stopped at step {step}; the same command continues here", file=sys.stderr)
+            raise SystemExit(143)
+    signal.signal(signal.SIGTERM, previous)
+    return network
+
+
+STARTS = ("pretrained", "scratch")
+
+
+# %% The protocol: pre-train, fine-tune from both starts, compare them on the test patients
+def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
+    """On every image of the training patients, labelled or not; writes encoder.pt."""
+    data = Samples([c for c in cases if c.split == "train"], settings, targets=False)
+    rank, world = rank_and_world()
+    batch = min(settings.batch_size, len(data.cases)) // world * world
+    if batch < settings.batch_size and rank == 0:
+        print(
+            f"note: batches of {batch}: {len(data.cases)} images, {world} processes",
+            file=sys.stderr,
+        )
+    each = max(1, len(data.cases) // batch)
+    steps, warmup = settings.epochs * each, settings.warmup_epochs * each
+    schedule = Schedule(steps, batch, settings.learning_rate, warmup, settings.seed)
+    torch.manual_seed(settings.seed)
+    method = train(
+        Method(settings), data, out / "pretrain.pt", schedule, settings.recipe(True), settings
+    )
+    if rank == 0:
+        kept = {
+            n: v for n, v in method.state_dict().items() if n.startswith(("encoder.", "decoder."))
+        }
+        save(kept, out / "encoder.pt")
+
+
+def hand_over(model: nn.Module, file: Path, settings: Settings) -> None:
+    """Loads all pre-trained tensors that fit, reports which, and accepts no gap in the encoder."""
+    if not file.exists():
+        fail(f"{file} is missing: run pretrain first")
+    known = torch.load(file.with_name("pretrain.pt"), mmap=True, weights_only=True)["recipe"]
+    if changed := [n for n in READING if known.get(n) != asdict(settings).get(n)]:
+        fail(f"{file} was trained on images of another {changed[0]}: {known[changed[0]]}")
+    given, own = torch.load(file, map_location="cpu", weights_only=True), model.state_dict()
+    fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
+    for name in sorted({*given, *own} - fits.keys()):
+        if name.startswith("encoder."):
+            fail(f"{file}: {name} does not fit this network; pre-train again with these settings")
+    model.load_state_dict({**own, **fits})
+    report = {"loaded": fits, "new": own.keys() - fits, "left": given.keys() - fits}
+    text = json.dumps({kind: sorted(names) for kind, names in report.items()}, indent=1)
+    file.with_name("hand_over.json").write_text(text)
+
+
+def labelled_part(cases: list[Case], fraction: float, seed: int) -> list[Case]:
+    """Labelled training cases of a share of the patients (up to 1) or of so many (above 1)."""
+    labelled = [c for c in cases if c.target and c.split == "train"]
+    patients = np.random.default_rng(seed).permutation(sorted({c.patient for c in labelled}))
+    wanted = fraction if fraction > 1 else fraction * len(patients)
+    chosen = set(patients[: max(1, round(wanted))])
+    return [c for c in labelled if c.patient in chosen]
+
+
+def runs(settings: Settings, out: Path) -> list[tuple[str, float, int, Path]]:
+    """Every fine-tuning run: start, label fraction, seed and checkpoint."""
+    return [
+        (start, fraction, seed, out / "finetune" / f"{start}-{fraction:g}-{seed}.pt")
+        for fraction in settings.label_fractions
+        for seed in range(settings.seed, settings.seed + settings.seeds)
+        for start in STARTS
+    ]
+
+
+def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
+    """One recipe, budget, choice of labels and order of batches; only the first weights differ."""
+    (out / "finetune").mkdir(exist_ok=True)
+    steps, rate = settings.finetune_steps, settings.finetune_learning_rate
+    for start, fraction, seed, file in runs(settings, out):
+        torch.manual_seed(seed)
+        model = Model(settings)
+        if start == "pretrained":
+            hand_over(model, out / "encoder.pt", settings)
+        if settings.adaptation == "frozen":
+            model.encoder.requires_grad_(False)
+        data = Samples(labelled_part(cases, fraction, seed), settings, targets=True)
+        schedule = Schedule(steps, settings.finetune_batch_size, rate, steps // 10, seed)
+        train(model, data, file, schedule, settings.recipe(False), settings)
+
+
+def evaluate(cases: list[Case], settings: Settings, out: Path) -> None:
+    """Writes metrics.json, predictions.csv and curves.png, and says whether pre-training helped."""
+    test = [c for c in cases if c.target and c.split == settings.split]
+    if not test:
+        fail(f"no labelled case in the {settings.split} split")
+    counts = drawn(test, settings)
+    scores: dict[tuple[str, float], list[np.ndarray]] = {}
+    rows = []
+    for start, fraction, seed, file in runs(settings, out):
+        state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
+        if state.get("step", 0) < settings.finetune_steps:
+            fail(f"{file} is missing or unfinished: run finetune, it continues where it stopped")
+        model = Model(settings)
+        model.load_state_dict(state["network"])
+        predicted = predict(model.to(this_device()).eval(), test, settings)
+        scores.setdefault((start, fraction), []).append(Score(predicted, test, settings)(counts))
+        values = zip(test, columns(predicted))
+        rows += [(start, fraction, seed, c.path, c.patient, *v) for c, v in values]
+    write_csv(out / "predictions.csv", [("start", "labels", "seed", "path", "patient"), *rows])
+    results = [compare(cases, fraction, scores, settings) for fraction in settings.label_fractions]
+    patients = len({c.patient for c in test})
+    metrics = {
+        "metric": PRIMARY,
+        "split": settings.split,
+        "test_patients": patients,
+        "results": results,
+        "frozen_features": frozen_features(cases, test, settings, out),
+        "verdict": [verdict(result, patients, settings) for result in results],
+        "settings": asdict(settings),
+    }
+    part = out / "metrics.json.part"
+    part.write_text(json.dumps(metrics, indent=1))
+    os.replace(part, out / "metrics.json")
+    draw_curves(results, settings, out)
+    print("\n".join(metrics["verdict"]))
+
+
+def write_csv(file: Path, rows: list[tuple]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+def drawn(cases: list[Case], settings: Settings) -> np.ndarray:
+    """(samples + 1, cases) counts of patients drawn with replacement; row 0 takes all once."""
+    names, index = np.unique([c.patient for c in cases], return_inverse=True)
+    even = np.full(len(names), 1 / len(names))
+    rng = np.random.default_rng(settings.seed)
+    draws = rng.multinomial(len(names), even, settings.bootstrap_samples)
+    return np.vstack([np.ones(len(cases)), draws[:, index]])
+
+
+def interval(scores: np.ndarray) -> dict[str, float]:
+    """The value on all patients, with the middle 95 % of the bootstrap."""
+    low, high = np.nanpercentile(scores[1:], (2.5, 97.5))
+    return {k: round(float(v), 4) for k, v in zip(("value", "low", "high"), (scores[0], low, high))}
+
+
+def compare(cases: list[Case], fraction: float, scores: dict, settings: Settings) -> dict:
+    """Paired: both starts see the same drawn patients; seeds are averaged before comparing."""
+    pretrained, scratch = (np.stack(scores[start, fraction]) for start in STARTS)
+    return {
+        "label_fraction": fraction,
+        "labelled_cases": len(labelled_part(cases, fraction, settings.seed)),
+        "pretrained": interval(pretrained.mean(0)),
+        "scratch": interval(scratch.mean(0)),
+        "difference": interval((pretrained - scratch).mean(0)),
+        "difference_per_seed": (pretrained - scratch)[:, 0].round(4).tolist(),
+    }
+
+
+def frozen_features(cases: list[Case], test: list[Case], settings: Settings, out: Path) -> dict:
+    """What the encoder's features are worth before any fine-tuning, beside random weights."""
+    labelled, scores = [c for c in cases if c.target and c.split == "train"], {}
+    for start in STARTS:
+        torch.manual_seed(settings.seed)
+        model = Model(settings)
+        if start == "pretrained":
+            hand_over(model, out / "encoder.pt", settings)
+        scores[start] = probes(model.encoder.to(this_device()), labelled, test, settings)
+    return scores
+
+
+def verdict(result: dict, patients: int, settings: Settings) -> str:
+    """Did pre-training help, by how much, and how sure is that?"""
+    gap, cases, seeds = result["difference"], result["labelled_cases"], settings.seeds
+    unclear = "made no difference that these patients can show"
+    found = "helped" if gap["low"] > 0 else "hurt" if gap["high"] < 0 else unclear
+    return (
+        f"With {cases} labelled case{'s' * (cases > 1)}, pre-training {found}: "
+        f"{PRIMARY} {result['pretrained']['value']:.3f} against "
+        f"{result['scratch']['value']:.3f} from scratch, difference {gap['value']:+.3f} "
+        f"(95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}; "
+        f"{patients} test patients, {seeds} seed{'s' * (seeds > 1)})."
+    )
+
+
+def draw_curves(results: list[dict], settings: Settings, out: Path) -> None:
+    """curves.png: the losses, and the score against the number of labelled cases."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {"pretrain": "black", "pretrained": "tab:blue", "scratch": "tab:orange"}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for file in [
+        out / "pretrain.csv",
+        *(run[3].with_suffix(".csv") for run in runs(settings, out)),
+    ]:
+        curve = np.genfromtxt(file, delimiter=",", names=True)
+        left.plot(curve["step"], curve["loss"], color=colours[file.stem.split("-")[0]], alpha=0.7)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="black: pre-training")
+    for start in STARTS:
+        low, value, high = (
+            np.array([r[start][k] for r in results]) for k in ("low", "value", "high")
+        )
+        spans = np.clip([value - low, high - value], 0, None)
+        cases = [r["labelled_cases"] for r in results]
+        right.errorbar(
+            cases, value, spans, label=start, color=colours[start], marker="o", capsize=4
+        )
+    right.set(xlabel="labelled cases", ylabel=PRIMARY, title="test patients, 95 % intervals")
+    right.legend()
+    figure.savefig(out / "curves.png", dpi=120)
+
+
+def parse_arguments() -> tuple[argparse.Namespace, Settings]:
+    """Every setting is an option; defaults and reasons stand in Settings above."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["pretrain", "finetune", "evaluate", "all"])
+    parser.add_argument("--data", type=Path, required=True, help="the manifest, a CSV file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
+    for field in fields(Settings):
+        many = isinstance(field.default, tuple)
+        kind = type((field.default or (0,))[0] if many else field.default)
+        option = f"--{field.name.replace('_', '-')}"
+        shown = kind.__name__.upper()
+        parser.add_argument(
+            option, type=kind, nargs="*" if many else None, default=field.default, metavar=shown
+        )
+    arguments = parser.parse_args()
+    values = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
+    return arguments, Settings(
+        **{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    )
+
+
+def main() -> None:
+    arguments, settings = parse_arguments()
+    stage, out = arguments.stage, arguments.out
+    if "RANK" in os.environ:  # started by torchrun
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    rank, world = rank_and_world()
+    out.mkdir(parents=True, exist_ok=True)
+    cases = []
+    if rank == 0:
+        cases = prepare(read_manifest(arguments.data, settings), settings, out)
+        splits = [(c.path, c.patient, c.split) for c in cases]
+        write_csv(out / "splits.csv", [("path", "patient", "split"), *splits])
+    if world > 1:
+        shared = [cases]
+        dist.broadcast_object_list(shared)
+        cases = shared[0]
+    if stage in ("pretrain", "all"):
+        pretrain(cases, settings, out)
+    if world > 1:
+        dist.barrier()  # encoder.pt is there
+    if stage in ("finetune", "all"):
+        finetune(cases, settings, out)
+    if stage in ("evaluate", "all") and rank == 0:
+        evaluate(cases, settings, out)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

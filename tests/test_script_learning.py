@@ -1,0 +1,492 @@
+"""Emitted scripts learn, resume exactly and agree across processes."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from emitted import options, pictures, run, script, settings, text, volumes, write_manifest
+from PIL import Image
+from torch import nn
+
+from advisor import Knowledge
+
+CASES = [
+    (card.id, task, dimensionality)
+    for card in Knowledge.load().methods.values()
+    if card.script
+    for task, dimensionality in itertools.product(card.script.task, card.script.dimensionality)
+]
+EACH = pytest.mark.parametrize(
+    ("method", "task", "dimensionality"), CASES, ids=["-".join(case) for case in CASES]
+)
+# what is left of the loss on a fixed batch with fixed views: images, steps, learning rate, share
+FALLS = {
+    "simclr": (4, 12, 3e-3, 0.5),
+    "byol": (4, 15, 3e-3, 0.5),
+    "mae": (4, 15, 3e-3, 0.85),
+    "models-genesis": (4, 12, 3e-3, 0.3),
+    "swin-unetr": (2, 8, 3e-4, 0.8),
+}
+# the others pre-train the same network for both tasks
+DIFFERENT = [c for c in CASES if c[1] == "segmentation" or c[0] in ("simclr", "byol")]
+
+
+def module_for(method: str, task: str, dimensionality: str, **more):
+    backbone = None
+    if not more and method in ("simclr", "byol"):
+        backbone = "cnn"
+    return script(method, "mri", task, dimensionality, backbone=backbone)
+
+
+def smallest(module, **more):
+    """Tiny settings; the decoder of Swin UNETR, which needs 64 voxels, takes no part."""
+    small = {"size": 32} if hasattr(module, "SwinUNETR") else {}
+    return settings(module, **{**small, **more})
+
+
+def structured(module, settings, count: int = 4) -> torch.Tensor:
+    """Images that differ from each other in a way that a network can learn."""
+    side = module.region(settings)
+    axes = torch.meshgrid(*[torch.linspace(0, 1, side)] * module.DIMS, indexing="ij")
+    waves = [torch.sin(2 * math.pi * (k + 1) * axes[k % module.DIMS]) for k in range(count)]
+    images = torch.stack(waves)[:, None] / 2 + 0.5
+    return images.repeat(1, settings.channels, *[1] * module.DIMS)
+
+
+def one_loss(module, network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(1)
+    return network(*batch)[0]
+
+
+def descend(module, settings, network: nn.Module, batch, steps: int, rate: float) -> list[float]:
+    optimizer = module.optimizer_of(network, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    losses = []
+    for step in range(steps):
+        loss = one_loss(module, network, *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if hasattr(network, "after_step"):
+            network.after_step(step / steps)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(("method", "task", "dimensionality"), DIFFERENT)
+def test_pretraining_lowers_the_loss_and_reaches_every_weight(method, task, dimensionality) -> None:
+    module = module_for(method, task, dimensionality)
+    chosen = smallest(module)
+    torch.manual_seed(0)
+    network = module.Method(chosen).train()
+    count, steps, rate, share = FALLS[method]
+    images = structured(module, chosen, count)
+    one_loss(module, network, images).backward()
+    for name, weight in network.named_parameters():
+        if not weight.requires_grad:
+            assert weight.grad is None and name.startswith("target."), name
+        else:
+            assert weight.grad is not None, f"{name} gets no gradient"
+            assert weight.ndim == 1 or weight.grad.abs().max() > 0, f"{name} has gradient 0"
+    losses = descend(module, chosen, network, [images], steps, rate)
+    assert min(losses[-3:]) < share * losses[0], losses
+
+
+@EACH
+def test_finetuning_lowers_the_loss_and_frozen_encoders_stay(method, task, dimensionality) -> None:
+    module = module_for(method, task, dimensionality)
+    if method == "swin-unetr" and task == "segmentation":
+        pytest.skip(
+            "64 voxels a side take minutes here; the whole path below trains it for 2 steps"
+        )
+    chosen = smallest(module, classes=2)
+    torch.manual_seed(0)
+    model = module.Model(chosen).train()
+    count = 2 if method == "swin-unetr" else 4
+    images = structured(module, chosen, count)[(..., *[slice(chosen.size)] * module.DIMS)]
+    if task == "segmentation":
+        truth = (images[:, :1] > 0.5).float()
+    else:
+        truth = torch.eye(2)[torch.arange(len(images)) % 2]
+    frozen = copy.deepcopy(model)
+    frozen.encoder.requires_grad_(False)
+    before = [p.clone() for p in frozen.encoder.parameters()]
+    descend(module, chosen, frozen, [images, truth], 2, 1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen.encoder.parameters()))
+    losses = descend(module, chosen, model, [images, truth], 12, 2e-3)
+    assert min(losses[-3:]) < 0.9 * losses[0], losses
+
+
+@EACH
+def test_the_whole_path_runs_and_reports(method, task, dimensionality, tmp_path) -> None:
+    module = module_for(method, task, dimensionality)
+    target = "mask" if task == "segmentation" else "label"
+    write = pictures if dimensionality == "2d" else volumes
+    manifest, out = write(tmp_path, target=target), tmp_path / "out"
+    swin = method == "swin-unetr"  # seconds a step, so as few as possible
+    fractions = (2,) if swin else (2, 1.0)
+    small = {"batch_size": 2, "finetune_batch_size": 1, "finetune_steps": 1} if swin else {}
+    run(module, "all", manifest, out, label_fractions=fractions, **small)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["metric"] == {"segmentation": "Dice", "classification": "AUROC"}[task]
+    assert metrics["test_patients"] == 4 and len(metrics["verdict"]) == len(fractions)
+    cases = [2, len(labelled(manifest)) - 4][: len(fractions)]
+    assert [r["labelled_cases"] for r in metrics["results"]] == cases
+    for result in metrics["results"]:
+        for start in ("pretrained", "scratch"):
+            score = result[start]
+            assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+    if task == "classification":
+        assert set(metrics["frozen_features"]["pretrained"]) == {"kNN", "linear probe"}
+    with (out / "predictions.csv").open() as stream:
+        rows = list(csv.reader(stream))
+    assert len(rows) == 1 + 2 * len(fractions) * 4  # starts, fractions, test cases; one seed
+    report = json.loads((out / "hand_over.json").read_text())
+    encoder = {f"encoder.{n}" for n in module.Encoder(settings(module)).state_dict()}
+    assert encoder <= set(report["loaded"]) and not encoder & {*report["new"], *report["left"]}
+    restored = method == "models-genesis" and task == "segmentation"
+    assert any(n.startswith("decoder.") for n in report["loaded"]) == restored
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    history = (out / "pretrain.csv").read_text().splitlines()
+    assert history[0] == "step,loss,learning_rate,spread,effective_rank,seconds"
+    assert len(history) > 1
+
+
+def labelled(manifest: Path) -> list[str]:
+    with manifest.open() as stream:
+        return [
+            row["path"] for row in csv.DictReader(stream) if row.get("mask") or row.get("label")
+        ]
+
+
+def stripes(folder: Path, count: int, labelled: int, tested: int) -> Path:
+    """Noisy stripes, upright (class 0) or lying (class 1), of random phase and brightness."""
+    rows, down = [], np.arange(32)[:, None] * np.ones(32)
+    for n in range(count):
+        rng = np.random.default_rng(n)
+        wave = np.sin(down * rng.uniform(0.5, 0.9) + rng.uniform(0, 6)) * rng.uniform(20, 60)
+        pixels = (wave if n % 2 else wave.T) + rng.normal(128, 40, (32, 32))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{n}.png")
+        split, label = "test" if n < tested else "train", n % 2 if n < labelled else ""
+        rows.append({"path": f"{n}.png", "label": label, "patient": n, "split": split})
+    return write_manifest(folder / "manifest.csv", rows)
+
+
+def test_contrast_finds_the_classes_without_labels(tmp_path) -> None:
+    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
+    manifest, out = stripes(tmp_path, 96, 52, 32), tmp_path / "out"
+    more = {"batch_size": 32, "epochs": 15, "learning_rate": 1e-3, "min_scale": 0.6}
+    run(module, "all", manifest, out, **more)
+    scores = json.loads((out / "metrics.json").read_text())["frozen_features"]
+    history = np.genfromtxt(out / "pretrain.csv", delimiter=",", names=True)
+    assert history["spread"].min() > 0.3
+    assert scores["pretrained"]["kNN"] > 0.9 and scores["pretrained"]["linear probe"] > 0.9, scores
+
+
+def test_nt_xent_is_the_definition() -> None:
+    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
+    chosen = settings(module, temperature=0.3)
+    network = module.Method(chosen).eval()
+    torch.manual_seed(1)
+    loss, z = network(structured(module, chosen))
+    z, count, total = z.double(), len(z) // 2, 0.0
+    for i in range(2 * count):  # eq. 1 as it is written: two loops, no matrices
+        partner = (i + count) % (2 * count)
+        above = math.exp(z[i] @ z[partner] / 0.3)
+        total -= math.log(
+            above / sum(math.exp(z[i] @ z[k] / 0.3) for k in range(2 * count) if k != i)
+        )
+    assert loss.item() == pytest.approx(total / (2 * count), rel=1e-5)
+
+
+def test_byol_follows_slowly_and_measures_the_cosine() -> None:
+    module = script("byol", "xray", "classification", "2d", backbone="cnn")
+    chosen = settings(module, ema_start=0.9)
+    network = module.Method(chosen).train()
+    weight = next(network.encoder.parameters())
+    slow = next(network.target.parameters())
+    with torch.no_grad():
+        weight += 1
+    before = slow.clone()
+    network.after_step(0.0)
+    assert torch.allclose(slow - before, 0.1 * (weight - before), atol=1e-6)
+    network.after_step(1.0)  # at the end the rate is 1: nothing moves
+    assert torch.allclose(slow - before, 0.1 * (weight - before), atol=1e-6)
+    loss, _ = network(structured(module, chosen))
+    assert 0 <= loss.item() <= 8
+
+
+@pytest.mark.parametrize("dimensionality", ["2d", "3d"])
+def test_mae_patches_are_in_the_order_of_the_tokens(dimensionality) -> None:
+    module = script("mae", "mri", "segmentation", dimensionality)
+    network = module.Method(settings(module))
+    embedding = network.encoder.net.patch_embedding
+    with torch.no_grad():
+        for p in embedding.parameters():
+            p.zero_()
+        embedding.patch_embeddings.weight[0] = 1  # the first feature of a token sums its patch
+    images = torch.rand(2, 1, *[network.settings.size] * module.DIMS)
+    sums = network.patches(images).sum(2)
+    assert torch.allclose(embedding(images)[..., 0], sums, rtol=1e-4)
+    assert sums.shape[1] == (network.settings.size // network.settings.patch_size) ** module.DIMS
+
+
+@pytest.mark.parametrize("dimensionality", ["2d", "3d"])
+def test_genesis_breaks_what_it_says(dimensionality) -> None:
+    module = script("models-genesis", "mri", "segmentation", dimensionality)
+    network, size = module.Method(settings(module)), settings(module).size
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, *[size] * module.DIMS)
+    shuffled = network.shuffled(x)
+    assert not torch.equal(shuffled, x)
+    assert torch.equal(
+        shuffled.flatten(1).sort(1)[0], x.flatten(1).sort(1)[0]
+    )  # only places change
+    curved = network.curved(x).flatten(1)
+    order = x.flatten(1).argsort(1)
+    for steps in curved.gather(1, order).diff(dim=1):
+        assert (steps >= 0).all() or (steps <= 0).all()  # monotone
+    small = torch.stack([network.boxes(x).float().mean() for _ in range(10)]).mean()
+    large = torch.stack([network.boxes(x, large=True).float().mean() for _ in range(10)]).mean()
+    assert 0.02 < small < large < 0.95
+    assert torch.equal(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)))
+    broken = network.corrupt(x)
+    assert 0.2 < (broken != x).float().mean()
+
+
+def test_swin_turns_and_cuts() -> None:
+    module = script("swin-unetr", "ct", "segmentation", "3d")
+    network = module.Method(settings(module, cutout_share=0.3))
+    x = torch.rand(3, 1, 64, 64, 64)
+    torch.manual_seed(0)
+    turned, quarters = network.turned(x)
+    for image, result, k in zip(x, turned, quarters):
+        assert torch.equal(result, torch.rot90(image, int(k), (1, 2)))
+    share = (network.cut_out(x) != x).float().mean().item()
+    assert 0.25 < share < 0.35
+
+
+@pytest.mark.parametrize(("task", "modality"), [("segmentation", "mri"), ("segmentation", "ct")])
+def test_crops_of_image_and_mask_stay_together(task, modality) -> None:
+    module = script("models-genesis", modality, task, "3d")
+    chosen = settings(module, flip_axes=(0, 1, 2), rotate_degrees=20.0)
+    torch.manual_seed(0)
+    mask = torch.zeros(8, 1, 32, 32, 32)
+    mask[..., 8:20, 10:18, 6:26] = 1
+    affine = module.random_affine(mask, 0.6, chosen)
+    moved = module.sample(mask, affine, 32, mode="nearest")
+    image = module.sample(mask, affine, 32)
+    assert ((image > 0.5).float() - moved).abs().mean() < 0.02
+    assert not torch.equal(moved, mask) and moved.mean() > 0
+
+
+def test_without_randomness_a_crop_is_the_image_itself() -> None:
+    module = script("models-genesis", "mri", "segmentation", "2d")
+    chosen = settings(module, min_scale=1.0, rotate_degrees=0.0, flip_axes=())
+    image = torch.rand(2, 1, chosen.size, chosen.size)
+    assert torch.allclose(module.crop(image, chosen), image, atol=1e-6)
+    flipped = settings(module, min_scale=1.0, rotate_degrees=0.0, flip_axes=(1,))
+    torch.manual_seed(0)
+    out = module.crop(image.repeat(8, 1, 1, 1), flipped)
+    kinds = [torch.allclose(o, i, atol=1e-5) for o, i in zip(out, image.repeat(8, 1, 1, 1))]
+    mirrored = [
+        torch.allclose(o, i.flip(-1), atol=1e-5) for o, i in zip(out, image.repeat(8, 1, 1, 1))
+    ]
+    assert any(kinds) and any(mirrored) and all(a or b for a, b in zip(kinds, mirrored))
+
+
+def test_auroc_of_counts_is_auroc_of_the_drawn_sample() -> None:
+    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
+    chosen, rng = settings(module, classes=2), np.random.default_rng(0)
+    truth = rng.integers(0, 2, 30)
+    score = np.round(rng.random(30) + 0.3 * truth, 1)  # with ties
+    cases = [module.Case(Path(), str(t), str(n), "test", Path()) for n, t in enumerate(truth)]
+    counts = rng.multinomial(30, np.full(30, 1 / 30), 3)
+    got = module.Score(np.stack([1 - score, score], 1), cases, chosen)(counts)
+    for value, count in zip(got, counts):
+        drawn = np.repeat(np.arange(30), count)
+        pairs = [
+            (score[i] > score[j]) + (score[i] == score[j]) / 2
+            for i in drawn
+            for j in drawn
+            if truth[i] and not truth[j]
+        ]
+        assert value == pytest.approx(np.mean(pairs))
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return torch.load(file, weights_only=True)["network"]
+
+
+def command(file: Path, module, stage: str, manifest: Path, out: Path, **changed) -> list[str]:
+    shared = ["--data", str(manifest), "--out", str(out), *options(module, **changed)]
+    return [sys.executable, str(file), stage, *shared]
+
+
+def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path) -> None:
+    problem = ("models-genesis", "mri", "segmentation", "2d")
+    module, file = script(*problem), tmp_path / "train.py"
+    file.write_text(text(*problem))
+    manifest = pictures(tmp_path / "data", target="mask")
+    more = {"epochs": 20, "checkpoint_every": 7}
+    run(module, "pretrain", manifest, tmp_path / "whole", **more)
+    started = command(file, module, "pretrain", manifest, tmp_path / "killed", **more)
+    process = subprocess.Popen(started, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "pretrain.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    total = torch.load(tmp_path / "whole" / "pretrain.pt", weights_only=True)["step"]
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < total
+    run(module, "pretrain", manifest, tmp_path / "killed", **more)
+    whole, killed = weights(tmp_path / "whole" / "pretrain.pt"), weights(checkpoint)
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    histories = [
+        [line.split(",")[:5] for line in (tmp_path / out / "pretrain.csv").read_text().splitlines()]
+        for out in ("whole", "killed")
+    ]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(("method", "task", "dimensionality"), CASES[::3])
+def test_stopped_at_any_checkpoint_it_goes_on_alike(method, task, dimensionality, tmp_path) -> None:
+    module = module_for(method, task, dimensionality)
+    write = pictures if dimensionality == "2d" else volumes
+    manifest = write(tmp_path, target="mask" if task == "segmentation" else "label")
+    more = {"epochs": 3, "checkpoint_every": 1, "size": 32}
+    run(module, "pretrain", manifest, tmp_path / "whole", **more)
+    steps = torch.load(tmp_path / "whole" / "pretrain.pt", weights_only=True)["step"]
+    saved, save = 0, module.save
+
+    def dying(content, file) -> None:
+        nonlocal saved
+        save(content, file)
+        saved += 1
+        if saved == steps // 2:
+            raise KeyboardInterrupt
+
+    module.save = dying
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(module, "pretrain", manifest, tmp_path / "cut", **more)
+    finally:
+        module.save = save
+    run(module, "pretrain", manifest, tmp_path / "cut", **more)
+    whole, cut = (weights(tmp_path / out / "pretrain.pt") for out in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_polite_stop_saves_and_says_so(tmp_path, capsys) -> None:
+    module = script("models-genesis", "mri", "segmentation", "2d")
+    manifest, watch = pictures(tmp_path, target="mask"), module.Watch.__call__
+    module.Watch.__call__ = lambda *a: (watch(*a), os.kill(os.getpid(), signal.SIGTERM))[0]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run(module, "pretrain", manifest, tmp_path / "out", epochs=5)
+    finally:
+        module.Watch.__call__ = watch
+    assert stopped.value.code == 143
+    assert "the same command continues here" in capsys.readouterr().err
+    assert torch.load(tmp_path / "out" / "pretrain.pt", weights_only=True)["step"] == 1
+
+
+def test_finished_runs_are_not_trained_again(tmp_path) -> None:
+    module = script("models-genesis", "mri", "segmentation", "2d")
+    manifest = pictures(tmp_path, target="mask")
+    run(module, "all", manifest, tmp_path / "out")
+    files = sorted((tmp_path / "out").rglob("*.pt"))
+    before = [f.stat().st_mtime_ns for f in files if f.name != "encoder.pt"]
+    run(module, "all", manifest, tmp_path / "out")
+    assert [f.stat().st_mtime_ns for f in files if f.name != "encoder.pt"] == before
+
+
+@pytest.mark.parametrize("damage", ["nan", "collapse"])
+def test_a_run_gone_wrong_stops_with_one_line(damage, tmp_path, capsys) -> None:
+    module = script("byol", "xray", "classification", "2d", backbone="cnn")
+    manifest, forward = pictures(tmp_path), module.Method.forward
+
+    def damaged(self, images):
+        loss, features = forward(self, images)
+        return (loss * float("nan"), features) if damage == "nan" else (loss, features * 0 + 1)
+
+    module.Method.forward = damaged
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run(module, "pretrain", manifest, tmp_path / "out", epochs=10)
+    finally:
+        module.Method.forward = forward
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    said = {
+        "nan": "the loss is not finite at step 1",
+        "collapse": "all features are alike at step 5",
+    }
+    assert error.startswith("error: pretrain: ") and said[damage] in error
+    assert not (tmp_path / "out" / "encoder.pt").exists()
+
+
+def test_other_settings_do_not_continue_an_old_run(tmp_path, capsys) -> None:
+    module = script("models-genesis", "mri", "segmentation", "2d")
+    manifest = pictures(tmp_path, target="mask")
+    run(module, "pretrain", manifest, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        run(module, "pretrain", manifest, tmp_path / "out", paint_rate=0.1)
+    assert "was made with paint_rate 0.9, now it is 0.1" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, capsys) -> None:
+    module = script("models-genesis", "mri", "segmentation", "2d")
+    manifest = pictures(tmp_path, target="mask")
+    run(module, "pretrain", manifest, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        run(module, "finetune", manifest, tmp_path / "out", network_width=16)
+    assert "does not fit this network" in capsys.readouterr().err
+
+
+WORKER = Path(__file__).parent / "two_processes.py"
+
+
+def test_gradients_of_two_processes_are_those_of_one() -> None:
+    """In double precision, through autograd-aware gathering and synchronised batch norm."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(WORKER)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(errors) == {"-".join(case) for case in DIFFERENT}
+    assert max(errors.values()) < 1e-10, errors
+
+
+def test_two_processes_run_the_whole_path(tmp_path) -> None:
+    problem = ("simclr", "xray", "classification", "2d", "cnn")
+    module, file = script(*problem), tmp_path / "train.py"
+    file.write_text(text(*problem))
+    manifest = pictures(tmp_path / "data")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    started = [*torchrun, *command(file, module, "all", manifest, tmp_path / "out")[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(started, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("labelled cases, pre-training") == 1  # only one process speaks
+    assert (tmp_path / "out" / "metrics.json").exists()
