@@ -19,6 +19,7 @@ BRAIN = """\
 One averaged brain (MNI ICBM152, McConnell Brain Imaging Centre; it comes with nilearn) cut into
 coronal slices: it shows that everything is wired together, and is no evidence for any method.
 Blocks of four neighbouring slices stand in for patients; a gap of 12 mm keeps the test apart."""
+BATCH = 8  # what two cores manage
 
 
 class Demo(NamedTuple):
@@ -74,6 +75,7 @@ def run(
         "unlabeled": max(0, len(found.rows) - max(demo.fractions)),
         "classes": max(2, len(found.classes)),
         "backbone": "cnn",
+        "batch_size": BATCH,
         "gpus": 0,
     }
     script = _answer(answers, demo, out, minutes or 4.0)
@@ -118,14 +120,13 @@ def _answer(answers: dict[str, object], demo: Demo, out: Path, minutes: float) -
 def _small(demo: Demo, minutes: float) -> dict[str, str]:
     """Settings that fit two CPU cores: small images, and steps by the minutes given."""
     flat = demo.found.dimensionality == "2d"
-    pool, batch = len(demo.found.rows), 8
-    steps = round((60 if flat else 70) * minutes)  # of pre-training, measured on two cores
+    pool = len(demo.found.rows)
+    steps = round((100 if flat else 60) * minutes)  # of pre-training, measured on two cores
     return {
         "size": "96" if flat else "32",
-        "batch_size": str(batch),
-        "epochs": str(max(1, round(steps / max(1, pool // batch)))),
+        "epochs": str(max(1, round(steps / max(1, pool // BATCH)))),
         "warmup_epochs": "1",
-        "finetune_steps": str(max(10, round(30 * minutes / len(demo.fractions)))),
+        "finetune_steps": str(max(10, round(65 * minutes / len(demo.fractions)))),
         "finetune_batch_size": "4",
         "label_fractions": ",".join(map(str, demo.fractions)),
         "seeds": "2",
