@@ -43,13 +43,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NoReturn
 
-import matplotlib
 import nibabel
 import numpy as np
 import pydicom
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.networks.nets import SegResNet
@@ -964,12 +964,10 @@ def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
     """On every image of the training patients, labelled or not; writes encoder.pt."""
     data = Samples([c for c in cases if c.split == "train"], settings, targets=False)
     rank, world = rank_and_world()
-    batch = min(settings.batch_size, len(data.cases)) // world * world
-    if batch < settings.batch_size and rank == 0:
-        print(
-            f"note: batches of {batch}: {len(data.cases)} images, {world} processes",
-            file=sys.stderr,
-        )
+    batch = shared_evenly(min(settings.batch_size, len(data.cases)))
+    if batch != settings.batch_size and rank == 0:
+        why = f"{len(data.cases)} images, {world} processes"
+        print(f"note: batches of {batch}, for there are {why}", file=sys.stderr)
     each = max(1, len(data.cases) // batch)
     steps, warmup = settings.epochs * each, settings.warmup_epochs * each
     schedule = Schedule(steps, batch, settings.learning_rate, warmup, settings.seed)
@@ -982,6 +980,12 @@ def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
             n: v for n, v in method.state_dict().items() if n.startswith(("encoder.", "decoder."))
         }
         save(kept, out / "encoder.pt")
+
+
+def shared_evenly(batch: int) -> int:
+    """The next smaller batch of which every process gets an equal part, at least one image."""
+    _, world = rank_and_world()
+    return max(1, batch // world) * world
 
 
 def hand_over(model: nn.Module, file: Path, settings: Settings) -> None:
@@ -1033,7 +1037,8 @@ def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
         if settings.adaptation == "frozen":
             model.encoder.requires_grad_(False)
         data = Samples(labelled_part(cases, fraction, seed), settings, targets=True)
-        schedule = Schedule(steps, settings.finetune_batch_size, rate, steps // 10, seed)
+        batch = shared_evenly(settings.finetune_batch_size)
+        schedule = Schedule(steps, batch, rate, steps // 10, seed)
         train(model, data, file, schedule, settings.recipe(False), settings)
 
 
@@ -1135,11 +1140,9 @@ def verdict(result: dict, patients: int, settings: Settings) -> str:
 
 def draw_curves(results: list[dict], settings: Settings, out: Path) -> None:
     """curves.png: the losses, and the score against the number of labelled cases."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     colours = {"pretrain": "black", "pretrained": "tab:blue", "scratch": "tab:orange"}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for file in [
         out / "pretrain.csv",
         *(run[3].with_suffix(".csv") for run in runs(settings, out)),
