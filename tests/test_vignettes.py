@@ -1,4 +1,4 @@
-"""Twelve realistic problems: who may lead, who may not, and which warnings must be given.
+"""Twenty realistic problems: who may lead, who may not, and which warnings must be given.
 
 A vignette is one file of `tests/vignettes`: `name`, `story`, `profile`, and what a reviewer of the
 field expects of the answer: the paradigms of which the leading strategy may be (`top_paradigm`),
@@ -25,8 +25,8 @@ def vignette(request: pytest.FixtureRequest) -> dict[str, Any]:
     return content
 
 
-def test_there_are_twelve() -> None:
-    assert len(FILES) == 12
+def test_there_are_twenty() -> None:
+    assert len(FILES) == 20
 
 
 def test_answer_is_what_a_reviewer_expects(vignette: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 For every two methods that a study compared, the study's setting is asked as a profile: does our
 score put the one first that did better? Ties count half, a method that is ruled out stands below
 all that are ranked. All pairs of a paper are pooled, and papers count alike, so that one large
-table does not decide. The rules were written with these papers in view: what is measured here is
-consistency, not accuracy on papers to come.
+table does not decide. The rules were written with these papers in view: over all pairs it is
+consistency that is measured. Nearer to accuracy on papers to come are two more rows: the pairs that
+no deciding rule cites, and all pairs judged without the rules that rest on their paper alone.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from ..facts import derive
 from ..knowledge import Knowledge
-from ..scoring import APART, competitors, standings
+from ..scoring import competitors
 from .baselines import BASELINES, abstract_as_rule, constant_order, held, wins
+from .judging import Judged, judge
 from .published import Pair, pairs
 
 _DRAWS = 2000
@@ -27,19 +28,6 @@ _DRAWS = 2000
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Judged(_Part):
-    """One published pair with our answer.
-
-    Attributes:
-        margin: Our score of the better method minus that of the worse; None where one is ruled out.
-        agrees: 1, 0, or half for a tie.
-    """
-
-    pair: Pair
-    margin: float | None
-    agrees: float
 
 
 class Tally(_Part):
@@ -67,6 +55,8 @@ class Agreement(_Part):
 
     version: str
     overall: Tally
+    uncited: Tally  # pairs of papers that no rule which decides the pair cites
+    set_aside: Tally  # all pairs; rules that rest on the pair's paper alone do not count
     low: float  # 95 % interval of the overall agreement, papers drawn with replacement
     high: float
     baselines: tuple[Tally, ...]
@@ -85,6 +75,8 @@ def agreement(knowledge: Knowledge | None = None) -> Agreement:
     compared, left_out = pairs(knowledge)
     judged = judge(compared, knowledge)
     ours = [j.agrees for j in judged]
+    free = [j for j in judged if not j.cited]
+    aside = [j.agrees for j in judge(compared, knowledge, set_aside=True)]
     cards = competitors(knowledge)
     whole = constant_order(wins(compared)) if compared else ()
     unseen = _left_out_orders(compared)
@@ -94,6 +86,10 @@ def agreement(knowledge: Knowledge | None = None) -> Agreement:
     return Agreement(
         version=knowledge.version,
         overall=_tally("this rule base", compared, ours),
+        uncited=_tally(
+            "this rule base, uncited papers only", [j.pair for j in free], [j.agrees for j in free]
+        ),
+        set_aside=_tally("this rule base, without rules of that paper alone", compared, aside),
         low=low,
         high=high,
         baselines=(
@@ -108,35 +104,6 @@ def agreement(knowledge: Knowledge | None = None) -> Agreement:
         disagreements=tuple(j for j in judged if j.agrees < 1),
         left_out=left_out,
     )
-
-
-def judge(compared: Sequence[Pair], knowledge: Knowledge) -> list[Judged]:
-    """Our order of each pair; each situation is ranked once.
-
-    Args:
-        compared: Published pairs.
-        knowledge: The rule base; its reference evaluator is asked.
-    """
-    fired = knowledge.evaluator("reference").fired
-    known: dict[str, dict[str, float]] = {}
-    found = []
-    for pair in compared:
-        key = pair.profile.model_dump_json()
-        if key not in known:
-            facts = derive(pair.profile, knowledge).values
-            ranked = standings(facts, frozenset(fired(facts)), knowledge)
-            known[key] = {s.method: round(s.score, APART) for s in ranked}
-        found.append(_judged(pair, known[key]))
-    return found
-
-
-def _judged(pair: Pair, scores: dict[str, float]) -> Judged:
-    better, worse = scores.get(pair.better), scores.get(pair.worse)
-    if better is None or worse is None:
-        agrees = 0.5 if better is worse else float(better is not None)
-        return Judged(pair=pair, margin=None, agrees=agrees)
-    margin = round(better - worse, APART)
-    return Judged(pair=pair, margin=margin, agrees=0.5 if margin == 0 else float(margin > 0))
 
 
 def macro(compared: Sequence[Pair], values: Sequence[float]) -> float:
@@ -239,7 +206,7 @@ def render(report: Agreement, *, markdown: bool = True) -> str:
     low, high = f"{100 * report.low:.1f}", f"{100 * report.high:.1f}"
     lines = _table(
         ("order of methods", "agreement %", "papers", "pairs"),
-        [_row(t) for t in (report.overall, *report.baselines)],
+        [_row(t) for t in (report.overall, report.uncited, report.set_aside, *report.baselines)],
         markdown,
     )
     lines += ["", f"95 % interval of rule base {report.version} over papers: {low} to {high} %."]

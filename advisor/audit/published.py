@@ -93,20 +93,32 @@ def ordered(
 ) -> Iterator[tuple[str, str, float | None]]:
     """Better method, worse method and the gap, for each two results that differ.
 
-    Results in words are listed best first; equal words are a tie and give no pair.
+    Results in words are listed best first; equal words are a tie and give no pair. A method that
+    was tried in several variants is represented by its best: variants stand on both sides of
+    other methods, so that as they are they would contradict each other.
 
     Args:
         study: One published comparison.
         cards: The methods that are ranked.
     """
-    mapped = [r for r in study.results if r.method in cards]
-    for first, second in combinations(mapped, 2):
-        if first.method == second.method or first.score == second.score:
+    for first, second in combinations(_best(study, cards), 2):
+        if first.score == second.score:
             continue
         gap = _gap(first, second, study.metric.higher_is_better)
         if gap is not None and gap < 0:
             first, second, gap = second, first, -gap
         yield str(first.method), str(second.method), gap
+
+
+def _best(study: Study, cards: Mapping[str, MethodCard]) -> list[Result]:
+    """The best result of each method that is ranked, in the order of the study."""
+    found: dict[str, Result] = {}
+    for result in study.results:
+        if result.method in cards:
+            known = found.setdefault(str(result.method), result)
+            if (_gap(result, known, study.metric.higher_is_better) or 0) > 0:
+                found[str(result.method)] = result
+    return list(found.values())
 
 
 def _gap(first: Result, second: Result, higher_is_better: bool) -> float | None:
@@ -120,14 +132,15 @@ def situations(study: Study, knowledge: Knowledge) -> Iterator[Profile]:
     """The profiles that a study's setting describes: one for each of its modalities and tasks.
 
     Nothing is guessed: what the setting leaves open is unknown in the profile. Public weights are
-    allowed where the study used some.
+    allowed where the study used some, and there were several views where a method needed them.
 
     Args:
         study: One published comparison.
         knowledge: The bands, which tell a label count for a regime.
     """
     setting = study.setting
-    used = any(r.method == CHECKPOINT for r in study.results)
+    used = {r.method for r in study.results}
+    views = any(card.needs.multi_view for id, card in competitors(knowledge).items() if id in used)
     for modality, task in product(setting.modality, setting.task):
         yield Profile.parse(
             {
@@ -138,7 +151,8 @@ def situations(study: Study, knowledge: Knowledge) -> Iterator[Profile]:
                 "adaptation": setting.adaptation,
                 "target_scale": setting.target_scale,
                 "labeled": _count(setting.label_regime, knowledge.bands),
-                "public_weights": "any" if used else None,
+                "public_weights": "any" if CHECKPOINT in used else None,
+                "multi_view": views or None,
             }
         )
 
