@@ -12,7 +12,7 @@ help:
 	@echo "make demo     recommend, generate and run a script on real images, on the CPU; DATA=folder for your own"
 	@echo "make test     all tests"
 	@echo "make check    lint, format, types and rules: with the tests, what a change has to pass"
-	@echo "make docs     write the output that the pages show anew"
+	@echo "make docs     write the pages on the rules, and the output that other pages show, anew"
 	@echo "make golden   write the expected scripts in tests/golden anew"
 	@echo "make size     lengths of modules and emitted scripts against their budgets"
 	@echo "make bench    what one answer costs"
@@ -30,8 +30,10 @@ check: .venv/test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/medssl rules check
+	$(BIN)/python -m advisor.audit.docs --check
 
 docs: .venv/test
+	$(BIN)/python -m advisor.audit.docs
 	$(BIN)/python -m pytest -q --update-golden tests/test_docs.py
 
 golden: .venv/test

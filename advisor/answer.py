@@ -77,12 +77,21 @@ class AlsoConsider(_Part):
     because: str
 
 
+class PackUsed(_Part):
+    """A rule pack; `overrides` names what it replaced, as `rule few-labels` or `method mae`."""
+
+    name: str
+    version: str
+    sha256: str
+    overrides: tuple[str, ...]
+
+
 class Provenance(_Part):
     """Which knowledge gave the answer."""
 
     version: str
     sha256: str
-    packs: tuple[str, ...] = ()
+    packs: tuple[PackUsed, ...] = ()
 
 
 class Recommendation(_Part):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from . import files, page
+from . import files
 from .explain import answer
 from .knowledge import Knowledge
-from .profile import Profile
+from .lookup import evidence, explain, methods, modalities, rules, schema
 from .shell import (
     PATH,
     Medssl,
-    complete_name,
     engine_option,
-    fail,
     force_option,
+    form_of,
     format_option,
+    help_alone,
+    knowledge_of,
     output_option,
     pair,
     profile_of,
@@ -27,6 +28,7 @@ from .shell import (
     put_json,
     put_page,
     reader,
+    rules_option,
     say,
     say_next,
     version_option,
@@ -35,7 +37,7 @@ from .shell import (
 if TYPE_CHECKING:
     from .answer import Recommendation
 
-
+SAVED = "an answer saved by `medssl recommend -o`"
 HELP = """Which self-supervised pre-training suits your medical images, why, and a script for it.
 
 \b
@@ -43,8 +45,8 @@ HELP = """Which self-supervised pre-training suits your medical images, why, and
   medssl recommend --modality ct --task segmentation --labeled 40
   medssl generate  --modality ct --task segmentation --labeled 40 -o train.py
 
-Exit codes: 0 done; 1 `rules check` found problems, or a bug; 2 something in the input is wrong,
-one line says what; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 `rules check` found problems, `diff` a change, or a bug; 2 something in the
+input is wrong, one line says what; 130 stopped by Ctrl-C.
 """
 
 
@@ -58,13 +60,13 @@ one line says what; 130 stopped by Ctrl-C.
 @click.pass_context
 def main(context: click.Context) -> None:
     """Advise on self-supervised pre-training for medical images."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+    help_alone(context)
 
 
 @main.command()
 @engine_option
-def ask(engine: str) -> None:
+@rules_option
+def ask(engine: str, folders: tuple[Path, ...]) -> None:
     """Answer questions, read the advice, get the script.
 
     "I don't know" is a full answer to most questions. Nothing is written before the end, and
@@ -74,7 +76,7 @@ def ask(engine: str) -> None:
     from .ranking import recommend as rank
 
     read = reader()
-    knowledge = Knowledge.load()
+    knowledge = knowledge_of(folders)
     found = rank(questionnaire.converse(knowledge, say, read), knowledge, engine)
     say("")
     put_page(answer(found))
@@ -88,13 +90,23 @@ def ask(engine: str) -> None:
 @main.command()
 @profile_options
 @engine_option
+@rules_option
+@click.option(
+    "--why",
+    metavar="[ID]",
+    is_flag=False,
+    flag_value="",
+    help="The whole case for and against one method; the first, if none is named.",
+)
 @click.option("--all", "everything", is_flag=True, help="Every strategy and reason, not a few.")
-@format_option("text", "json", default=None)
+@format_option("text", "json", "markdown", default=None)
 @output_option(help="A file to write it to; .json means JSON.")
 @force_option
 def recommend(
     file: str | None,
     engine: str,
+    folders: tuple[Path, ...],
+    why: str | None,
     everything: bool,
     form: str | None,
     output: Path | None,
@@ -109,19 +121,27 @@ def recommend(
 
     if output:
         files.refuse(output, force=force)
-    knowledge = Knowledge.load()
+    form = form or form_of(output)
+    if why is not None and form == "json":
+        raise click.UsageError("--why is a page: leave it out, or use --format text or markdown")
+    knowledge = knowledge_of(folders)
     found = rank(profile_of(given, file, knowledge), knowledge, engine)
-    if form == "json" or (form is None and output and output.suffix == ".json"):
+    if form == "json":
         put_json(found.model_dump(mode="json"), output, force)
-    elif output:
-        put(page.text(answer(found, everything=everything)), output, force)
+    elif why is None:
+        put_page(answer(found, everything=everything), form, output, force)
     else:
-        put_page(answer(found, everything=everything))
+        from .defence import defence
+
+        method = why.lower() or found.strategies[0].method
+        case = defence(found, knowledge, method, everything=everything)
+        put_page(case, form, output, force)
 
 
 @main.command()
 @profile_options
 @engine_option
+@rules_option
 @click.option("--from", "saved", metavar="REC.json", help="An answer saved by `recommend -o`.")
 @click.option("--method", metavar="ID", help="Another method than the best one that has a script.")
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Change a setting.")
@@ -130,6 +150,7 @@ def recommend(
 def generate(
     file: str | None,
     engine: str,
+    folders: tuple[Path, ...],
     saved: str | None,
     method: str | None,
     changes: tuple[str, ...],
@@ -144,23 +165,29 @@ def generate(
     if output:
         files.refuse(output, force=force)
     overrides = dict(pair(change) for change in changes)
-    _generate(_recommendation(given, file, saved, engine), method, overrides, output, force)
+    knowledge = knowledge_of(folders)
+    found = _recommendation(given, file, saved, engine, knowledge)
+    _generate(found, method, overrides, output, force)
 
 
 def _recommendation(
-    given: dict[str, str | None], file: str | None, saved: str | None, engine: str
+    given: dict[str, str | None],
+    file: str | None,
+    saved: str | None,
+    engine: str,
+    knowledge: Knowledge,
 ) -> Recommendation:
     """The answer that a script is for: a saved one, or a new one."""
     from .answer import Recommendation
+    from .ranking import provenance
     from .ranking import recommend as rank
 
-    knowledge = Knowledge.load()
     if saved is None:
         return rank(profile_of(given, file, knowledge), knowledge, engine)
     if file or any(v is not None for v in given.values()):
         raise click.UsageError("--from holds a profile already; leave --profile and its fields out")
-    found = files.validated(saved, Recommendation, "an answer saved by `medssl recommend -o`")
-    if found.knowledge.sha256 != knowledge.sha256:
+    found = files.validated(saved, Recommendation, SAVED)
+    if found.knowledge != provenance(knowledge):
         say(f"note: {saved} rests on other knowledge ({found.knowledge.version}) than is installed")
     return found
 
@@ -186,88 +213,40 @@ def _generate(
 
 
 @main.command()
-@click.argument("name", shell_complete=complete_name)
-@format_option("text", "json", "markdown")
+@click.argument("old", metavar="OLD.json")
+@click.argument("new", metavar="[NEW.json]", required=False)
+@engine_option
+@rules_option
 @click.option("--all", "everything", is_flag=True, help="Every entry, not the first few.")
-def explain(name: str, form: str, everything: bool) -> None:
-    """All that is known of a method, modality or rule.
-
-    NAME is the id of one of these, or of a study or a finding of the review.
-    """
-    from . import handbook
-
-    knowledge = Knowledge.load()
-    entry = handbook.find(knowledge, name)
-    if form == "json":
-        put_json({"kind": entry.kind, **entry.item.model_dump(mode="json", by_alias=True)})
-    elif form == "markdown":
-        put(page.markdown(handbook.show(knowledge, entry)))
-    else:
-        put_page(handbook.show(knowledge, entry, everything=everything))
-
-
-@main.command()
 @format_option("text", "json")
-def methods(form: str) -> None:
-    """List the methods, and which have a script."""
-    _list("methods", form)
+def diff(
+    old: str, new: str | None, engine: str, folders: tuple[Path, ...], everything: bool, form: str
+) -> None:
+    """Show what changed since an answer was saved, and why.
 
-
-@main.command()
-@format_option("text", "json")
-def modalities(form: str) -> None:
-    """List the kinds of images."""
-    _list("modalities", form)
-
-
-def _list(kind: str, form: str) -> None:
-    from . import handbook
-
-    knowledge = Knowledge.load()
-    if form == "json":
-        put_json([c.model_dump(mode="json") for c in getattr(knowledge, kind).values()])
-    else:
-        put_page(handbook.listing(knowledge, kind))
-
-
-@main.group()
-def rules() -> None:
-    """Check the rule base."""
-
-
-@rules.command()
-@click.argument("folder", required=False, type=PATH)
-def check(folder: Path | None) -> None:
-    """Read every file, follow every reference, run every rule's examples; exit 1 on problems.
-
-    FOLDER is another rule base of the same make.
+    OLD.json is asked again on the present rules, or compared with NEW.json. Exit code 0: nothing
+    changed; 1: something did.
     """
-    knowledge = Knowledge.load(folder)
-    problems = knowledge.problems()
-    for line in problems:
-        click.echo(line)
-    if problems:
-        fail(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {knowledge.root.name}", 1)
-    parts = ("methods", "modalities", "rules", "studies", "findings")
-    counts = ", ".join(f"{len(getattr(knowledge, part))} {part}" for part in parts)
-    click.echo(f"{counts}; no problems (knowledge {knowledge.version})")
-
-
-@main.command()
-@click.argument("what", type=click.Choice(["profile", "recommendation", "rules"]))
-def schema(what: str) -> None:
-    """Print the JSON Schema of profile, answer or rules."""
-    from pydantic import TypeAdapter
-
     from .answer import Recommendation
-    from .cards import Rule
+    from .compare import compare, gone_packs
+    from .difference import show
+    from .ranking import recommend as rank
 
-    shapes: dict[str, Any] = {
-        "profile": Profile,
-        "recommendation": Recommendation,
-        "rules": list[Rule],
-    }
-    put_json(TypeAdapter(shapes[what]).json_schema())
+    before = files.validated(old, Recommendation, SAVED)
+    if new is not None:
+        if folders:
+            raise click.UsageError("two saved answers are compared as they are; leave --rules out")
+        found = compare(before, files.validated(new, Recommendation, SAVED))
+    else:
+        knowledge = knowledge_of(folders)
+        found = compare(before, rank(before.profile, knowledge, engine), knowledge.rule)
+        for name in gone_packs(before, found.new):
+            say(f"note: {old} was made with the rule pack {name}, which is not loaded; see --rules")
+    if form == "json":
+        put_json(found.model_dump(mode="json"))
+    else:
+        put_page(show(found, None if everything else 12))
+    raise SystemExit(int(found.changed))
 
 
 @main.command()
@@ -295,6 +274,9 @@ def demo(
 
     run(data, out, minutes, modality, decathlon)
 
+
+for each in (explain, evidence, methods, modalities, rules, schema):
+    main.add_command(each)
 
 if __name__ == "__main__":
     main(prog_name="medssl")

@@ -14,7 +14,7 @@ from .profile import Profile
 from .words import options, value
 
 if TYPE_CHECKING:  # a page is built of answers, it makes none
-    from .answer import Reason, Recommendation, Strategy
+    from .answer import PackUsed, Reason, Recommendation, Strategy
 
 HEADER_WIDTH = 96  # the script's lines are 100 wide and start with "# "
 _FEW = 5
@@ -33,8 +33,8 @@ def answer(found: Recommendation, *, everything: bool = False) -> Page:
     if top:
         name = top.name if top.name.lower() == top.method else f"{top.name} ({top.method})"
         sections += [
-            (f"Why {name}", _reasons(top, "+", few)),
-            ("What speaks against it", [*_reasons(top, "-", few), *_contrary(top, few)]),
+            (f"Why {name}", reasons(top, "+", few)),
+            ("What speaks against it", [*reasons(top, "-", few), *_contrary(top, few)]),
             ("What the rules set", _settings(found, top, few)),
         ]
     also = [Item(a.because, a.method) for a in found.also_consider]
@@ -43,9 +43,10 @@ def answer(found: Recommendation, *, everything: bool = False) -> Page:
             "Keep in mind",
             cut([Item(c.text, _from(c.rule, c.studies), "!") for c in found.cautions], few),
         ),
-        ("Ruled out", _ruled_out(found, everything)),
-        ("What would change the answer", _what_if(found)),
+        ("Ruled out", ruled_out(found, everything)),
+        ("What would change the answer", what_if(found)),
         ("Also consider", also if everything else []),
+        ("Rule packs", [Item(pack_line(p)) for p in found.knowledge.packs]),
         ("Next", _next(found, top)),
     ]
     return page(found.verdict, problem(found.profile), sections)
@@ -62,6 +63,17 @@ def problem(profile: Profile) -> str:
     said = [value(known.pop("modality")), value(known.pop("task"))]
     said += [f"{name} {value(v)}" for name, v in known.items()]
     return " · ".join([*said, f"{unknown} unknown"] if unknown else said)
+
+
+def pack_line(pack: PackUsed) -> str:
+    """A rule pack on one line: name, version, hash, and what it replaced.
+
+    Args:
+        pack: From the answer's provenance.
+    """
+    version = f" {pack.version}" if pack.version else ""
+    overrides = f"; overrides {', '.join(pack.overrides)}" if pack.overrides else ""
+    return f"{pack.name}{version}, sha256 {pack.sha256[:12]}{overrides}"
 
 
 def _strategies(found: Recommendation, few: int | None) -> Sequence[Block]:
@@ -88,7 +100,14 @@ def _first(found: Recommendation, strategy: Strategy) -> int:
     return min(s.rank for s in found.strategies if strategy.method in (s.method, *s.tied_with))
 
 
-def _reasons(strategy: Strategy, sign: str, few: int | None) -> Sequence[Block]:
+def reasons(strategy: Strategy, sign: str, few: int | None) -> Sequence[Block]:
+    """The reasons for a strategy or against it, the weightiest first.
+
+    Args:
+        strategy: One of the answer.
+        sign: `+` for those in favour, `-` for the others.
+        few: How many to show; None for all.
+    """
     verb = "prefer" if sign == "+" else "avoid"
     kept = sorted((r for r in strategy.reasons if r.verb == verb), key=lambda r: -abs(r.weight))
     return cut([Item(r.because, _note(r), sign) for r in kept], few)
@@ -133,7 +152,13 @@ def _settings(found: Recommendation, top: Strategy, few: int | None) -> Sequence
     return cut(items, few)
 
 
-def _ruled_out(found: Recommendation, everything: bool) -> Sequence[Block]:
+def ruled_out(found: Recommendation, everything: bool) -> Sequence[Block]:
+    """What may not compete and why.
+
+    Args:
+        found: The answer.
+        everything: One entry a method, not one a reason.
+    """
     if everything:
         return [Item(f"{r.method}: {r.because}", r.rule) for r in found.ruled_out]
     groups: dict[str, list[Any]] = {}
@@ -147,7 +172,12 @@ def _ruled_out(found: Recommendation, everything: bool) -> Sequence[Block]:
     return blocks
 
 
-def _what_if(found: Recommendation) -> Sequence[Block]:
+def what_if(found: Recommendation) -> Sequence[Block]:
+    """The smallest changes of the problem that put another method first.
+
+    Args:
+        found: The answer.
+    """
     rows = []
     for each in found.what_if:
         change = " and ".join(f"{n} {value(v)}" for n, v in each.change.items())
@@ -159,7 +189,10 @@ def _what_if(found: Recommendation) -> Sequence[Block]:
 def _next(found: Recommendation, top: Strategy | None) -> Sequence[Block]:
     if top is None:
         return []
-    commands: list[Block] = [Command(f"medssl explain {top.method}")]
+    commands: list[Block] = [
+        Command(f"medssl explain {top.method}"),
+        Command(f"medssl recommend {options(found.profile)} --why"),
+    ]
     emitted = next((s for s in found.strategies if s.emits), None)
     if emitted is None:
         return [*commands, "There is no script template for this problem yet."]
@@ -167,7 +200,9 @@ def _next(found: Recommendation, top: Strategy | None) -> Sequence[Block]:
         commands.append(
             f"No script for {top.method} here; the first that has one: {emitted.method}"
         )
-    return [*commands, Command(f"medssl generate {options(found.profile)}")]
+    again = ["Rule packs that are not installed have to be named again, with --rules."]
+    packs = again if found.knowledge.packs else []
+    return [*commands, Command(f"medssl generate {options(found.profile)}"), *packs]
 
 
 def header_lines(found: Recommendation, method: str) -> list[str]:
@@ -205,6 +240,7 @@ def _header(found: Recommendation, chosen: Strategy) -> Iterator[tuple[str, list
             f"Problem: {'; '.join(known)}",
             *([f"Unknown: {', '.join(unknown)}"] if unknown else []),
             f"Knowledge: {knowledge.version}, sha256 {knowledge.sha256}",
+            *(f"Rule pack: {pack_line(p)}" for p in knowledge.packs),
         ],
     )
     yield "Why this method", _argued(chosen, "prefer") or ["- no rule speaks for it here"]

@@ -1,8 +1,8 @@
-"""A folder of `rules/` as a mapping: ids from the listing, files read when asked for and kept."""
+"""Folders of `rules/` as a mapping: ids from the listing, files read when asked for and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
@@ -16,16 +16,20 @@ Item = TypeVar("Item", bound=BaseModel)
 
 
 class Folder(Mapping[str, Item], Generic[Item]):
-    """The files of one folder by their stem, in alphabetical order; safe for many threads.
+    """The files of some folders by their stem, in alphabetical order; safe for many threads.
 
     Args:
-        path: The folder; one that is missing is empty.
+        paths: The folders; one that is missing is empty, and a later one overrides.
         model: The class that describes a file; its `id` must be the stem.
+        shown: How messages call a file.
     """
 
-    def __init__(self, path: Path, model: type[Item]) -> None:
-        self.model, self._root = model, path.parent
-        self._paths = {p.stem: p for p in sorted(path.glob("*.yaml"))}
+    def __init__(
+        self, paths: Iterable[Path], model: type[Item], shown: Callable[[Path], str]
+    ) -> None:
+        self.model, self._shown = model, shown
+        found = {p.stem: p for path in paths for p in path.glob("*.yaml")}
+        self._paths = {id: found[id] for id in sorted(found)}
         self._kept: dict[str, Item] = {}
         self._lock = Lock()
 
@@ -46,8 +50,16 @@ class Folder(Mapping[str, Item], Generic[Item]):
                     self._kept[key] = self._read(path)
         return self._kept[key]
 
+    def path(self, key: str) -> Path:
+        """The file that an id is read from.
+
+        Args:
+            key: The id.
+        """
+        return self._paths[key]
+
     def _read(self, path: Path) -> Item:
-        shown = reading.shown(self._root, path)
+        shown = self._shown(path)
         item = reading.parse(path, shown, self.model)
         id = getattr(item, "id", path.stem)
         if id != path.stem:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -30,12 +28,14 @@ from .cards import (
     Target,
 )
 from .conditions import compile_when
-from .engine import EngineRule, Evaluator, evaluator
+from .engine import EngineRule, Evaluator, RuleError, evaluator
 from .facts import Kind, kinds
 from .folder import Folder
+from .layers import Layers, advice_files
+from .packs import Pack
 from .profile import Profile, ProfileError, nearest
 from .reading import KnowledgeError
-from .references import advice
+from .references import advice, of_packs
 
 __all__ = ["Knowledge", "KnowledgeError", "home"]
 
@@ -59,37 +59,38 @@ def home(name: str) -> Path:
     raise KnowledgeError(f"{name}: the folder is missing beside {here}; install the package again")
 
 
-class Knowledge:
+class Knowledge(Layers):
     """The rule base. One object may serve many threads; what was read is kept.
 
     Attributes:
-        root: The folder that holds `methods/`, `modalities/`, `advice/` and the rest.
         methods: Method cards by id, in alphabetical order.
         modalities: Modality cards by id.
         studies: Published comparisons by id; only those asked for are read.
     """
 
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise KnowledgeError(f"{root}: there is no such folder of rules")
-        self.root = Path(os.path.abspath(root))  # "." has no name to show in messages
+    def __init__(self, root: Path, packs: Iterable[Path | str | Pack] = ()) -> None:
+        super().__init__(root, packs)
         self._lock, self._kept = RLock(), dict[Any, Any]()
-        self.methods = Folder(self.root / "methods", MethodCard)
-        self.modalities = Folder(self.root / "modalities", ModalityCard)
-        self.studies = Folder(self.root / "studies", Study)
+        self.methods = self._folder("methods", MethodCard)
+        self.modalities = self._folder("modalities", ModalityCard)
+        self.studies = self._folder("studies", Study)
 
     @classmethod
-    def load(cls, root: Path | str | None = None) -> Knowledge:
+    def load(
+        cls, root: Path | str | None = None, packs: Iterable[Path | str | Pack] = ()
+    ) -> Knowledge:
         """The rule base of a folder; the shipped one is made once and shared.
 
         Args:
             root: Another folder of the same make, or None for the shipped one.
+            packs: Folders of rule packs that add to it, later ones over earlier ones.
 
         Raises:
-            KnowledgeError: If there is no such folder. Files are read, and refused, when needed.
+            KnowledgeError: If a folder is missing. Files are read, and refused, when needed.
         """
-        if root is not None:
-            return cls(Path(root))
+        packs = tuple(packs)
+        if packs or root is not None:
+            return cls(home("rules") if root is None else Path(root), packs)
         with _LOCK:
             return _shipped()
 
@@ -107,14 +108,6 @@ class Knowledge:
         found: T = self._kept[key]
         return found
 
-    def shown(self, path: Path) -> str:
-        """How messages call a file: `rules/advice/labels.yaml`.
-
-        Args:
-            path: A file under the root.
-        """
-        return reading.shown(self.root, path)
-
     @property
     def version(self) -> str:
         """Version of the rule base, such as `2026.11`."""
@@ -125,8 +118,8 @@ class Knowledge:
 
     @property
     def sha256(self) -> str:
-        """Hash of every file under the root, names and bytes: two equal ones advise equally."""
-        return self.once("sha256", self._hash)
+        """Hash of every file under the root, packs apart: names and bytes."""
+        return self.once("sha256", self.hashed)
 
     @property
     def findings(self) -> Mapping[str, Finding]:
@@ -228,6 +221,10 @@ class Knowledge:
         Raises:
             RuleError: If there is no such engine or it cannot be used here.
         """
+        if self.packs and engine == "durable":  # an odd rule could hang the process
+            raise RuleError("engine 'durable' takes no rule packs; use engine 'reference'")
+        foreign = self.packs or self.root != home("rules")
+        engine = "reference" if foreign and engine == "auto" else engine
         return self.once(("evaluator", engine), lambda: evaluator(self.engine_rules(), engine))
 
     def problems(self) -> list[str]:
@@ -240,10 +237,6 @@ class Knowledge:
         """What the review found, as the file lists it."""
         return reading.parse_list(*self._file("findings"), Finding)
 
-    def listed(self) -> tuple[Path, ...]:
-        """The advice files, in the order in which their rules count."""
-        return tuple(sorted((self.root / "advice").glob("*.yaml")))
-
     def parsed(self, path: Path) -> tuple[Rule, ...]:
         """The rules of one advice file, each by itself; references are not followed.
 
@@ -252,11 +245,28 @@ class Knowledge:
         """
         return self.once(path, lambda: reading.parse_list(path, self.shown(path), Rule))
 
+    def overrides(self, pack: Pack) -> tuple[str, ...]:
+        """What a pack put in the place of items below it: `rule few-labels`, `method mae`.
+
+        Args:
+            pack: One of `packs`.
+        """
+        earlier = self.below(pack)
+        taken = {r.id for root in earlier for p in advice_files(root) for r in self.parsed(p)}
+        own = (r.id for p in advice_files(pack.root) for r in self.parsed(p))
+        return (*(f"rule {id}" for id in own if id in taken), *self.replaced(pack))
+
     def _rules(self) -> tuple[Rule, ...]:
+        """Rules of all layers; one of a pack takes the place of an earlier one of the same id."""
         wrong = [line for path in self.listed() for line in advice(self, path)]
+        wrong += of_packs(self)
         if wrong:
             raise KnowledgeError(*wrong)
-        return tuple(rule for path in self.listed() for rule in self.parsed(path))
+        found: dict[str, Rule] = {}
+        for rule in (rule for path in self.listed() for rule in self.parsed(path)):
+            found.pop(rule.id, None)
+            found[rule.id] = rule
+        return tuple(found.values())
 
     def _compiled(self) -> tuple[EngineRule, ...]:
         kinds = self.kinds
@@ -272,17 +282,8 @@ class Knowledge:
         path = self.root / f"{name}.yaml"
         return path, self.shown(path)
 
-    def _hash(self) -> str:
-        files: dict[str, str] = {}
-        for folder, _, names in os.walk(self.root):
-            inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
-            files |= {f"{inside}/{n}": f"{folder}/{n}" for n in names if not n.startswith(".")}
-        total = hashlib.sha256()
-        for name in sorted(files):
-            with open(files[name], "rb") as file:
-                data = file.read()
-            total.update(f"{name}\0{len(data)}\0".encode() + data)
-        return total.hexdigest()
+    def _folder(self, name: str, model: type[Item]) -> Folder[Item]:
+        return Folder((root / name for root in self.roots), model, self.shown)
 
 
 _LOCK = RLock()

@@ -19,9 +19,10 @@ from .cards import Bands, MethodCard, ModalityCard, Rule, Setting, Study, Views
 from .conditions import compile_when
 from .engine import EngineRule, evaluator
 from .facts import derive
+from .folder import Folder
 from .profile import CERTAINTIES, STRENGTHS, TASKS, Profile, ProfileError, nearest
 from .reading import KnowledgeError
-from .references import Problem, advice, located, missing
+from .references import Problem, advice, located, missing, of_packs
 
 if TYPE_CHECKING:  # for annotations only: knowledge imports this file
     from .knowledge import Knowledge
@@ -48,7 +49,7 @@ class _Report:
         except KnowledgeError as error:
             self.lines += error.lines
 
-    def add(self, file: str, name: str, found: Iterable[Problem]) -> None:
+    def add(self, file: str | Path, name: str, found: Iterable[Problem]) -> None:
         path = self.knowledge.root / file
         self.lines += located(self.knowledge, path, ((loc, name, what) for loc, what in found))
 
@@ -64,12 +65,16 @@ def problems(knowledge: Knowledge) -> list[str]:
     """
     report = _Report(knowledge)
     for name in ("methods", "modalities", "studies", "advice"):
-        report.lines += _listing(knowledge, knowledge.root / name)
+        for root in knowledge.roots:
+            if root == knowledge.root or (root / name).exists():  # all are optional in a pack
+                report.lines += _listing(knowledge, root / name)
     _single_files(report)
     _folder(report, "methods", knowledge.methods, _method)
     _folder(report, "modalities", knowledge.modalities, _modality)
     _folder(report, "studies", knowledge.studies, _study)
     _advice(report)
+    with report.step():
+        report.lines += of_packs(knowledge)
     return list(dict.fromkeys(report.lines))  # a broken card is met again by each of its rules
 
 
@@ -132,12 +137,12 @@ def _weights(knowledge: Knowledge) -> Iterator[Problem]:
 def _folder(
     report: _Report,
     name: str,
-    cards: Mapping[str, Any],
+    cards: Folder[Any],
     check: Callable[[Knowledge, Any], Iterator[Problem]],
 ) -> None:
     for id in cards:
         with report.step():
-            report.add(f"{name}/{id}.yaml", id, check(report.knowledge, cards[id]))
+            report.add(cards.path(id), id, check(report.knowledge, cards[id]))
 
 
 def _method(knowledge: Knowledge, card: MethodCard) -> Iterator[Problem]:
@@ -199,13 +204,12 @@ def _study(knowledge: Knowledge, study: Study) -> Iterator[Problem]:
 def _advice(report: _Report) -> None:
     knowledge = report.knowledge
     for path in knowledge.listed():
-        file = path.relative_to(knowledge.root).as_posix()
         with report.step():
             wrong = advice(knowledge, path)
             report.lines += wrong
             for i, rule in enumerate(() if wrong else knowledge.parsed(path)):
                 found = (((i, *loc), what) for loc, what in _examples(knowledge, rule))
-                report.add(file, rule.id, found)
+                report.add(path, rule.id, found)
 
 
 def _examples(knowledge: Knowledge, rule: Rule) -> Iterator[Problem]:

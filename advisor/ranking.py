@@ -11,6 +11,7 @@ from .answer import (
     AlsoConsider,
     Caution,
     Chosen,
+    PackUsed,
     Provenance,
     Reason,
     Recommendation,
@@ -24,7 +25,7 @@ from .profile import CERTAINTIES, Certainty, Profile
 from .scoring import APART, Standing, Vote
 from .whatif import what_if
 
-__all__ = ["Reason", "Recommendation", "Strategy", "recommend", "verdict"]
+__all__ = ["Reason", "Recommendation", "Strategy", "provenance", "recommend", "verdict"]
 
 _BASELINES = {
     "public-checkpoint": "Start from a public in-domain checkpoint",
@@ -65,7 +66,7 @@ def recommend(
     return Recommendation(
         profile=profile,
         facts=facts,
-        knowledge=Provenance(version=knowledge.version, sha256=knowledge.sha256),
+        knowledge=provenance(knowledge),
         engine=evaluator.name,
         verdict=verdict(strategies, _on_many_labels(facts, fired)),
         strategies=strategies,
@@ -77,6 +78,19 @@ def recommend(
         also_consider=_also_consider(knowledge, facts, ids),
         what_if=what_if(profile, knowledge, strategies[0].method if strategies else None),
     )
+
+
+def provenance(knowledge: Knowledge) -> Provenance:
+    """Which rule base and packs these are: answers of equal ones are equal.
+
+    Args:
+        knowledge: The rule base.
+    """
+    used = (
+        PackUsed(name=p.name, version=p.version, sha256=p.sha256, overrides=knowledge.overrides(p))
+        for p in knowledge.packs
+    )
+    return Provenance(version=knowledge.version, sha256=knowledge.sha256, packs=tuple(used))
 
 
 def _strategies(

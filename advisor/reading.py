@@ -216,11 +216,6 @@ def _each(
     return found
 
 
-def shown(root: Path, path: Path) -> str:
-    """How messages call a `path` under the folder of all rules: `rules/advice/labels.yaml`."""
-    return f"{root.name}/{path.relative_to(root).as_posix()}"
-
-
 def _text(path: Path, shown: str) -> str:
     try:
         return path.read_text(encoding="utf-8")

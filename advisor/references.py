@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import reading
-from .cards import Rule, Target, Views
+from .cards import MethodCard, Rule, Target, Views
 from .conditions import compile_when
 from .profile import nearest
 from .reading import KnowledgeError, Loc
@@ -41,6 +41,29 @@ def advice(knowledge: Knowledge, path: Path) -> list[str]:
     return located(knowledge, path, found)
 
 
+def of_packs(knowledge: Knowledge) -> list[str]:
+    """Method cards of packs that promise a script, for which only shipped methods have a template.
+
+    Args:
+        knowledge: The rule base.
+
+    Raises:
+        KnowledgeError: If such a card cannot be read.
+    """
+    found: list[str] = []
+    for id in knowledge.methods if knowledge.packs else ():
+        path, shipped = knowledge.methods.path(id), knowledge.root / "methods" / f"{id}.yaml"
+        if path != shipped and knowledge.methods[id].script and not _scripted(knowledge, shipped):
+            what = "script: a pack brings no template; leave it out"
+            found += located(knowledge, path, [(("script",), id, what)])
+    return found
+
+
+def _scripted(knowledge: Knowledge, path: Path) -> bool:
+    """Whether there is such a card, with a script."""
+    return path.is_file() and bool(reading.parse(path, knowledge.shown(path), MethodCard).script)
+
+
 def located(knowledge: Knowledge, path: Path, found: Iterable[tuple[Loc, str, str]]) -> list[str]:
     """Problems as lines `file:line: item: what`; the file is read again only if there are any.
 
@@ -66,9 +89,9 @@ def missing(sort: str, name: str, known: Iterable[str]) -> str:
 
 
 def _ids_before(knowledge: Knowledge, path: Path) -> dict[str, str]:
-    """Rule ids of the files that are read before this one, and which file has them."""
+    """Rule ids of the files beside this one that are read before it, and which file has them."""
     taken: dict[str, str] = {}
-    for other in knowledge.listed():
+    for other in knowledge.beside(path):
         if other == path:
             break
         try:

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +17,12 @@ import click
 
 from . import files, page
 from .knowledge import Knowledge
+from .packs import installed
 from .profile import Profile, ProfileError, Question, questions
 
 GROUPS = {
-    "Get an answer": ("ask", "recommend", "generate", "demo"),
-    "Look things up": ("explain", "methods", "modalities"),
+    "Get an answer": ("ask", "recommend", "generate", "diff", "demo"),
+    "Look things up": ("explain", "evidence", "methods", "modalities"),
     "For programs and contributors": ("schema", "rules"),
 }
 PATH = click.Path(path_type=Path)
@@ -73,6 +74,12 @@ class Medssl(click.Group):
             fail(f"{error.filename or 'output'}: {error.strerror or error}")
 
 
+def help_alone(context: click.Context) -> None:
+    """A group without a command shows what there is."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
     """One line on standard error, and out."""
     click.echo(f"error: {page.plain(message)}", err=True)
@@ -94,7 +101,7 @@ def _begun(asked: Question) -> Callable[..., list[str]]:
     """Completes an option's value in the shell."""
 
     def complete(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-        known = Knowledge.load().modalities if asked.name == "modality" else asked.choices
+        known = knowledge_of().modalities if asked.name == "modality" else asked.choices
         return [name for name in known if name.startswith(begun)]
 
     return complete
@@ -102,9 +109,14 @@ def _begun(asked: Question) -> Callable[..., list[str]]:
 
 def complete_name(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     """Completes what can be explained."""
-    knowledge = Knowledge.load()
+    knowledge = knowledge_of()
     known = (*knowledge.methods, *knowledge.modalities, *knowledge.rule, *knowledge.studies)
     return [name for name in known if name.startswith(begun)]
+
+
+def complete_study(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """Completes the id of a study."""
+    return [name for name in knowledge_of().studies if name.startswith(begun)]
 
 
 def _metavar(asked: Question) -> str:
@@ -142,6 +154,21 @@ engine_option = click.option(
     default="auto",
     help="What evaluates the rules; all give the same answer.",
 )
+
+
+rules_option = click.option(
+    "--rules",
+    "folders",
+    metavar="DIR",
+    multiple=True,
+    type=PATH,
+    help="A rule pack to add; may be given again, the last one wins.",
+)
+
+
+def knowledge_of(folders: Iterable[Path] = ()) -> Knowledge:
+    """The shipped rule base with the packs that are installed and those given."""
+    return Knowledge.load(packs=(*installed(), *folders))
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -206,9 +233,21 @@ def put_json(data: Any, output: Path | None = None, force: bool = False) -> None
     put(json.dumps(data, indent=2), output, force)
 
 
-def put_page(made: page.Page) -> None:
-    """A page to standard output, in colour where that is a terminal."""
-    page.terminal(made, sys.stdout)
+def put_page(
+    made: page.Page, form: str = "text", output: Path | None = None, force: bool = False
+) -> None:
+    """A page to a file, or to standard output, in colour where that is a terminal."""
+    if form == "markdown":
+        put(page.markdown(made), output, force)
+    elif output:
+        put(page.text(made), output, force)
+    else:
+        page.terminal(made, sys.stdout)
+
+
+def form_of(output: Path | None) -> str:
+    """The format that a file's name asks for."""
+    return {".json": "json", ".md": "markdown"}.get(output.suffix if output else "", "text")
 
 
 def say(line: str, strong: bool = False) -> None:

@@ -15,13 +15,14 @@ PACKAGE = Path(advisor.__file__).parent
 MODULES = [p for p in sorted(PACKAGE.glob("*.py")) if p.stem not in ("__init__", "__main__")]
 
 # A module may import only what stands before it; `audit` and `__init__` may import anything,
-# and nothing imports them.
+# and only commands import `audit`.
 ORDER = """
-    engine profile base cards reading folder facts conditions references lint knowledge
+    engine profile base cards reading folder packs layers facts conditions references lint
+    knowledge
     scoring whatif answer ranking
-    page words explain handbook
+    page words explain handbook evidence defence compare difference
     parts plan render
-    files dataset questionnaire shell demo cli
+    files dataset questionnaire shell demo audit lookup cli
 """.split()
 
 

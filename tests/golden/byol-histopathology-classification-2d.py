@@ -1,21 +1,16 @@
-# Strategy: BYOL (byol), predictive; rank 5 of 27, score 2.00, moderate certainty
-# Tied with: barlow-twins, swav, vicreg
+# Strategy: BYOL (byol), predictive; rank 5 of 27, score 1.50, moderate certainty
+# Tied with: simclr, barlow-twins, moco-v2, moco-v3, swav, vicreg
 # Problem: modality histopathology; task classification; dimensionality 2d; classes 9
 # Unknown: labeled, unlabeled, multilabel, target_scale, multi_view, backbone, adaptation,
 #     batch_size, image_size, gpus, gpu_memory_gb, hours, public_weights, domain_shift
 # Knowledge: 2026.11, sha256 (of rules/)
 #
 # Why this method:
-# - Patients are alike, and methods that need not push every image away from every other, by
-#     prototypes, a moving average or decorrelation, were ahead of queues of negatives.
-#     [no-instance-is-its-own-class: conditional, low certainty]
 # - Two views can be matched without negatives, so that patients who share the same anatomy are
 #     not pushed apart as false negatives. [negative-free-for-global-decisions: strong, moderate
 #     certainty]
 #
 # What speaks against it:
-# - against no-instance-is-its-own-class: zhou-2026-scarcecxr-order,
-#     alfasly-2024-pathdino-ret-mayobreast
 # - against negative-free-for-global-decisions: zhou-2026-scarcecxr-order,
 #     chen-2022-vitpath-brca-75, kaczmarek-2025-neurosimclr
 """BYOL for histopathology classification in 2D."""

@@ -1,4 +1,4 @@
-# Strategy: MAE (mae), generative; rank 4 of 31, score 3.00, moderate certainty
+# Strategy: MAE (mae), generative; rank 1 of 31, score 4.25, moderate certainty
 # Problem: modality ct; task segmentation; dimensionality 3d; labeled 40; unlabeled 3000
 # Unknown: classes, multilabel, target_scale, multi_view, backbone, adaptation, batch_size,
 #     image_size, gpus, gpu_memory_gb, hours, public_weights, domain_shift
@@ -11,12 +11,21 @@
 # - Independent benchmarks on volumes put masked and restored reconstruction before contrast,
 #     whose batches are too small and whose crops are too alike there. [masking-leads-on-volumes:
 #     strong, moderate certainty]
+# - With few labelled volumes a pre-trained U-Net of moderate size did as well as or better than
+#     large transformers in blind challenges. [small-network-first-on-volumes: conditional,
+#     moderate certainty]
+# - With most of the volume hidden there is nothing to interpolate from, and neither sparse
+#     operations nor handmade corruptions are needed. [hide-most-of-the-volume: conditional, low
+#     certainty]
 #
 # What speaks against it:
 # - against reconstruction-for-dense-tasks: anon-2026-fprl-kumc, he-2025-cover-kipa3d,
-#     kang-2023-pathology-order, taher-2021-btl-ssl14, yue-2025-chexworld-seg
+#     kang-2023-pathology-order, taher-2021-btl-ssl14, yue-2025-chexworld-seg,
+#     wald-2025-openmind-frozen
 # - against masking-leads-on-volumes: jiang-2026-jiangbench, rui-2025-brainmvp-brats-ped,
 #     wu-2024-voco160k
+# - against small-network-first-on-volumes: jiang-2026-jiangbench
+# - against hide-most-of-the-volume: eckstein-2025-missing, jiang-2026-jiangbench
 #
 # Keep in mind:
 # - Split by patient before pre-training and keep the test patients out of the unlabelled pool

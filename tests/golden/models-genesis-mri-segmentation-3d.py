@@ -1,4 +1,4 @@
-# Strategy: Models Genesis (models-genesis), generative; rank 1 of 31, score 3.75, moderate
+# Strategy: Models Genesis (models-genesis), generative; rank 3 of 31, score 3.75, moderate
 #     certainty
 # Tied with: spark
 # Problem: modality mri; task segmentation; dimensionality 3d; labeled 12; classes 3
@@ -21,7 +21,8 @@
 # - against several-corruptions-at-once: he-2023-gvsl-ft-sac, he-2023-gvsl-ft-sbm,
 #     anon-2024-oct-denoise
 # - against reconstruction-for-dense-tasks: anon-2026-fprl-kumc, he-2025-cover-kipa3d,
-#     kang-2023-pathology-order, taher-2021-btl-ssl14, yue-2025-chexworld-seg
+#     kang-2023-pathology-order, taher-2021-btl-ssl14, yue-2025-chexworld-seg,
+#     wald-2025-openmind-frozen
 # - against small-network-first-on-volumes: jiang-2026-jiangbench
 """Models Genesis for mri segmentation in 3D."""
 

@@ -1,5 +1,4 @@
-# Strategy: Swin UNETR pre-training (swin-unetr), hybrid; rank 4 of 31, score 2.75, low certainty
-# Tied with: transvw
+# Strategy: Swin UNETR pre-training (swin-unetr), hybrid; rank 11 of 31, score 1.25, low certainty
 # Problem: modality ct; task segmentation; dimensionality 3d; batch_size 2; image_size 96
 # Unknown: labeled, unlabeled, classes, multilabel, target_scale, multi_view, backbone,
 #     adaptation, gpus, gpu_memory_gb, hours, public_weights, domain_shift
@@ -9,17 +8,17 @@
 # - A restoration term keeps local structure while a discriminative term keeps global meaning, so
 #     that no single failure decides the result. [hybrid-as-balanced-default: strong, low
 #     certainty]
-# - A hybrid keeps what its restoration or masking term gives to a dense task and adds semantics
-#     that tell one structure from another. [hybrid-for-dense-tasks: strong, low certainty]
 # - These restore the volume and add recurring anatomy, or views and rotation, as a second signal
 #     that needs no further data. [restoration-with-semantics-on-volumes: conditional, moderate
 #     certainty]
 #
 # What speaks against it:
+# - Where the network is open and the pool is modest or not known, a convolutional network that
+#     trains on modest data is a safer start than a transformer that needs much.
+#     [network-unknown-take-the-modest-one: conditional, low certainty], but see
+#     groger-2022-dermatology, jiang-2026-jiangbench
 # - against hybrid-as-balanced-default: munk-2026-fomo25-seg, anon-2026-pacx-qata,
 #     haghighi-2022-dira-full-chestxray14, he-2023-gvsl-lin-ccc
-# - against hybrid-for-dense-tasks: munk-2026-fomo25-seg, anon-2026-pacx-qata,
-#     haghighi-2021-transvw-ncs
 # - against restoration-with-semantics-on-volumes: haghighi-2021-transvw-ncs, li-2024-suprem,
 #     munk-2026-fomo25-seg
 """Swin UNETR pre-training for ct segmentation in 3D."""
