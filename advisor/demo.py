@@ -121,12 +121,12 @@ def _small(demo: Demo, minutes: float) -> dict[str, str]:
     """Settings that fit two CPU cores: small images, and steps by the minutes given."""
     flat = demo.found.dimensionality == "2d"
     pool = len(demo.found.rows)
-    steps = round((100 if flat else 60) * minutes)  # of pre-training, measured on two cores
+    steps = round((85 if flat else 60) * minutes)  # of pre-training, measured on two cores
     return {
         "size": "96" if flat else "32",
         "epochs": str(max(1, round(steps / max(1, pool // BATCH)))),
         "warmup_epochs": "1",
-        "finetune_steps": str(max(10, round(65 * minutes / len(demo.fractions)))),
+        "finetune_steps": str(max(10, round(55 * minutes / len(demo.fractions)))),
         "finetune_batch_size": "4",
         "label_fractions": ",".join(map(str, demo.fractions)),
         "seeds": "2",

@@ -330,6 +330,21 @@ def test_auroc_of_counts_is_auroc_of_the_drawn_sample() -> None:
         assert value == pytest.approx(np.mean(pairs))
 
 
+def test_intervals_know_of_patients_and_of_seeds() -> None:
+    module = script("models-genesis", "mri", "segmentation", "2d")
+    chosen = settings(module, bootstrap_samples=2000)
+    cases = [module.Case(Path(), "m", str(n % 5), "test", Path()) for n in range(20)]
+    counts = module.drawn(cases, chosen)
+    assert counts.shape == (2001, 20) and (counts[0] == 1).all()
+    for row in counts[1:10]:  # a patient's cases are drawn together, as often as the patient
+        assert row.sum() == 20 and all((row[n::5] == row[n]).all() for n in range(5))
+    apart = np.stack([np.zeros(2001), np.ones(2001)])  # two seeds that disagree, patients that do not
+    found = module.interval(module.over_seeds(apart, chosen))
+    assert found == {"value": 0.5, "low": 0.0, "high": 1.0}
+    alike = module.interval(module.over_seeds(np.ones((2, 2001)), chosen))
+    assert alike == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
 def weights(file: Path) -> dict[str, torch.Tensor]:
     return torch.load(file, weights_only=True)["network"]
 

@@ -1105,15 +1105,24 @@ def interval(scores: np.ndarray) -> dict[str, float]:
     return {k: round(float(v), 4) for k, v in zip(("value", "low", "high"), (scores[0], low, high))}
 
 
+def over_seeds(scores: np.ndarray, settings: Settings) -> np.ndarray:
+    """(seeds, samples + 1) averaged over seeds drawn with replacement; column 0 takes all once."""
+    count, samples = scores.shape
+    rng = np.random.default_rng(settings.seed)  # the same draws for both starts
+    weights = rng.multinomial(count, np.full(count, 1 / count), samples).T / count
+    weights[:, 0] = 1 / count
+    return (weights * scores).sum(0)
+
+
 def compare(cases: list[Case], fraction: float, scores: dict, settings: Settings) -> dict:
-    """Paired: both starts see the same drawn patients; seeds are averaged before comparing."""
+    """Paired: both starts see the same labels and seeds, and the same drawn patients."""
     pretrained, scratch = (np.stack(scores[start, fraction]) for start in STARTS)
     return {
         "label_fraction": fraction,
         "labelled_cases": len(labelled_part(cases, fraction, settings.seed)),
-        "pretrained": interval(pretrained.mean(0)),
-        "scratch": interval(scratch.mean(0)),
-        "difference": interval((pretrained - scratch).mean(0)),
+        "pretrained": interval(over_seeds(pretrained, settings)),
+        "scratch": interval(over_seeds(scratch, settings)),
+        "difference": interval(over_seeds(pretrained - scratch, settings)),
         "difference_per_seed": (pretrained - scratch)[:, 0].round(4).tolist(),
     }
 
