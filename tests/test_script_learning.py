@@ -338,7 +338,9 @@ def test_intervals_know_of_patients_and_of_seeds() -> None:
     assert counts.shape == (2001, 20) and (counts[0] == 1).all()
     for row in counts[1:10]:  # a patient's cases are drawn together, as often as the patient
         assert row.sum() == 20 and all((row[n::5] == row[n]).all() for n in range(5))
-    apart = np.stack([np.zeros(2001), np.ones(2001)])  # two seeds that disagree, patients that do not
+    apart = np.stack(
+        [np.zeros(2001), np.ones(2001)]
+    )  # two seeds that disagree, patients that do not
     found = module.interval(module.over_seeds(apart, chosen))
     assert found == {"value": 0.5, "low": 0.0, "high": 1.0}
     alike = module.interval(module.over_seeds(np.ones((2, 2001)), chosen))
