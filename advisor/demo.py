@@ -108,7 +108,7 @@ def _answer(answers: dict[str, object], demo: Demo, out: Path, minutes: float) -
     print("$ medssl recommend " + " ".join(f"--{k} {v}" for k, v in answers.items()))
     print(f"\n{answer.verdict}\n")
     for s in answer.strategies[:5]:
-        note = "" if s.emits else "  (no script yet)"
+        note = "" if s.emits else "  (no script for this)"
         print(f"  {s.rank}. {s.name:<16} {s.paradigm:<12} {s.score:+.2f}, {s.certainty}{note}")
     plan = make_plan(answer, overrides=_small(demo, minutes))
     script = out / "train.py"
