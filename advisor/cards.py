@@ -107,7 +107,7 @@ class Channels(Setting):
 class Intensity(Card):
     """How stored values become 0..1; low and high are stored units or percentiles."""
 
-    mode: Literal["window", "percentile", "unit"]
+    mode: Id  # names templates/data/<mode>.py.j2
     low: float | None = None
     high: float | None = None
     why: Text
@@ -126,21 +126,17 @@ class Views(Card):
     color: Setting
 
 
+class Part(Setting):
+    """Which template does a step for this modality, and why."""
+
+    value: Id
+
+
 class Augmentation(Card):
     """An augmentation in words, safe or unsafe."""
 
     what: Text
     why: Text
-    source: Text
-
-
-class Checkpoint(Card):
-    """Public in-domain weights, licence as seen."""
-
-    name: Text
-    covers: Text
-    licence: Text
-    permissive: bool
     source: Text
 
 
@@ -154,9 +150,11 @@ class ModalityCard(Card):
     intensity: Intensity
     spacing_mm: Setting
     views: Views
+    distort: Part | None = None  # templates/views/<value>.py.j2; else grey or colour
+    frame: Part | None = None  # templates/data/frame_<value>.py.j2; else the whole image
+    physics: dict[str, Setting] = Field(default={})  # what these templates ask for
     safe: tuple[Augmentation, ...]
     unsafe: tuple[Augmentation, ...]
-    checkpoints: tuple[Checkpoint, ...]
     notes: tuple[Sourced, ...] = ()
 
 

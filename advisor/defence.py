@@ -258,7 +258,7 @@ def _baselines(found: Recommendation, knowledge: Knowledge) -> Iterable[Item]:
             link = f"arXiv:{source.arxiv}" if source.arxiv else f"doi:{source.doi}"
             text = f"Baseline {each.name} on the same split: rank {each.rank}. {card.pretext}"
             yield Item(text, link)
-    weights = knowledge.modalities[found.profile.modality].checkpoints
+    weights = [c for c in knowledge.checkpoints if found.profile.modality in c.modality]
     for point in weights if found.profile.public_weights != "none" else ():
         if point.permissive or found.profile.public_weights != "permissive":
             yield Item(f"Public weights: {point.name}, {point.covers}", point.source)

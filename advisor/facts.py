@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from .cards import Bands, ModalityCard
+from .checkpoints import Checkpoint
 from .profile import Profile, questions
 
 Fact = bool | int | float | str | None
@@ -39,7 +40,7 @@ class Facts(BaseModel):
 
 
 class Cards(Protocol):
-    """What facts need of the knowledge: the modality cards and the bands."""
+    """What facts need of the knowledge."""
 
     @property
     def modalities(self) -> Mapping[str, ModalityCard]:
@@ -48,6 +49,10 @@ class Cards(Protocol):
     @property
     def bands(self) -> tuple[Bands, ...]:
         """Numbers cut into named ranges."""
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Public weights of all modalities."""
 
 
 def kinds(modalities: Iterable[str], bands: Iterable[Bands]) -> dict[str, Kind]:
@@ -73,7 +78,7 @@ def derive(profile: Profile, knowledge: Cards) -> Facts:
 
     Args:
         profile: The answers; its modality must have a card.
-        knowledge: The modality cards and the bands.
+        knowledge: The modality cards, the bands and the public weights.
 
     Returns:
         One value and one reason for each name of `kinds`.
@@ -82,6 +87,7 @@ def derive(profile: Profile, knowledge: Cards) -> Facts:
     values: dict[str, Fact] = profile.model_dump()
     reasons = {n: "not answered" if v is None else "answered" for n, v in values.items()}
     told = [_dimensionality(profile, card), *_of_card(profile, card), *_of_counts(profile)]
+    told.append(("has_checkpoint", *_checkpoint(profile, card, knowledge.checkpoints)))
     for name, value, reason in told:
         values[name], reasons[name] = value, reason
     for bands in knowledge.bands:
@@ -121,20 +127,21 @@ def _of_card(profile: Profile, card: ModalityCard) -> Iterable[Told]:
     channels = card.channels.value
     yield "channels", channels, card.channels.why
     yield "colour", channels == 3, f"{card.name}: {channels} channel{'s' * (channels > 1)}"
-    yield "has_checkpoint", *_checkpoint(profile, card)
     yield "dense", profile.task in DENSE_TASKS, f"the task is {profile.task}"
 
 
-def _checkpoint(profile: Profile, card: ModalityCard) -> tuple[Fact, str]:
+def _checkpoint(
+    profile: Profile, card: ModalityCard, everything: Iterable[Checkpoint]
+) -> tuple[Fact, str]:
     """The best licence among the known in-domain weights that the user may use."""
     if profile.public_weights == "none":
         return "none", "public weights are not allowed"
-    free = [c.name for c in card.checkpoints if c.permissive]
-    if free:
+    known = [c for c in everything if card.id in c.modality]
+    if free := [c.name for c in known if c.permissive]:
         return "permissive", "known: " + ", ".join(free)
-    if card.checkpoints and profile.public_weights != "permissive":
-        return "restricted", "known: " + ", ".join(c.name for c in card.checkpoints)
-    some = " under a permissive licence" if card.checkpoints else ""
+    if known and profile.public_weights != "permissive":
+        return "restricted", "known: " + ", ".join(c.name for c in known)
+    some = " under a permissive licence" if known else ""
     return "none", f"no public weights{some} are known for {card.name}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
@@ -13,6 +14,7 @@ from . import reading
 from .reading import KnowledgeError
 
 Item = TypeVar("Item", bound=BaseModel)
+T = TypeVar("T")
 
 
 class Folder(Mapping[str, Item], Generic[Item]):
@@ -68,3 +70,18 @@ class Folder(Mapping[str, Item], Generic[Item]):
                 f"{where}: {id}: id: the file is {path.name}; both must be the same"
             )
         return item
+
+
+def uncollected(make: Callable[[], T]) -> T:
+    """Made without looking for garbage: loading keeps what it makes, and takes a third less.
+
+    Args:
+        make: Makes the value.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return make()
+    finally:
+        if collecting:
+            gc.enable()

@@ -75,13 +75,14 @@ def listing(knowledge: Knowledge, kind: str) -> Page:
     """
     if kind == "modalities":
         columns: tuple[str, ...] = ("id", "name", "images", "channels", "public weights")
+        named = [m for weights in knowledge.checkpoints for m in weights.modality]
         rows = tuple(
             (
                 c.id,
                 c.name,
                 " ".join(c.dimensionality),
                 value(c.channels.value),
-                str(len(c.checkpoints)),
+                str(named.count(c.id)),
             )
             for c in knowledge.modalities.values()
         )
@@ -229,10 +230,14 @@ def _modality(knowledge: Knowledge, card: ModalityCard) -> Page:
         Item(f"intensity = {intensity.mode}{span}: {intensity.why}", intensity.source),
         _setting("spacing_mm", card.spacing_mm),
     ]
+    steps = {"distort": card.distort, "frame": card.frame}
+    reading += [_setting(name, part) for name, part in steps.items() if part]
     views = [_setting(name, getattr(card.views, name)) for name in type(card.views).model_fields]
+    views += [_setting(name, setting) for name, setting in card.physics.items()]
     weights: Sequence[Block] = [
-        Item(f"{c.name}: {c.covers}", f"{c.licence} · {c.source}", "+" if c.permissive else "-")
-        for c in card.checkpoints
+        Item(c.told(), f"{c.licence} · {c.source}", "+" if c.permissive else "-")
+        for c in knowledge.checkpoints
+        if card.id in c.modality
     ]
     rules = [r for r in knowledge.rules if mentions(r.when, card.id)]
     studies = [s.id for s in knowledge.studies.values() if card.id in s.setting.modality]
@@ -264,15 +269,14 @@ def _finding(knowledge: Knowledge, found: Finding) -> Page:
 def _study(knowledge: Knowledge, study: Study) -> Page:
     paper = study.paper
     where = f"arXiv:{paper.arxiv}" if paper.arxiv else f"doi:{paper.doi}" if paper.doi else ""
-    setting = [
-        Item(f"{name}: {value(v)}")
-        for name, v in study.setting.model_dump(exclude_none=True).items()
-    ]
+    given = study.setting.model_dump(exclude_none=True)
+    setting = [Item(f"{name}: {value(v)}") for name, v in given.items()]
     better = "higher is better" if study.metric.higher_is_better else "lower is better"
     columns = ("reported as", "method", "paradigm", study.metric.name)
     rows = tuple(
         (r.reported_as, r.method or "-", r.paradigm or "-", value(r.score)) for r in study.results
     )
+    seen = study.source.kind.replace("_", " ")
     results: list[Block] = [Table(columns, rows, (study.metric.name,)), better]
     using = [
         (r, m)
@@ -288,10 +292,7 @@ def _study(knowledge: Knowledge, study: Study) -> Page:
             ("But", [study.caveat] if study.caveat else []),
             ("Setting", [*setting, Item(f"data: {study.dataset}")]),
             ("Results", results if rows else []),
-            (
-                "Trust",
-                [f"{study.trust}; {study.independence}; {study.source.kind.replace('_', ' ')}"],
-            ),
+            ("Trust", [f"{study.trust}; {study.independence}; {seen}"]),
             ("Source", [study.source.url]),
             ("Rules that cite it", [Item(r.because, _weight(r), mark) for r, mark in using]),
         ],

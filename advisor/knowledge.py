@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -24,10 +23,11 @@ from .cards import (
     Study,
     Target,
 )
+from .checkpoints import Checkpoint, weights_of
 from .conditions import compile_when
 from .engine import EngineRule, Evaluator, RuleError, evaluator
 from .facts import Kind, kinds
-from .folder import Folder
+from .folder import Folder, uncollected
 from .layers import Layers, advice_files
 from .packs import Pack
 from .profile import Profile, ProfileError, nearest
@@ -101,7 +101,7 @@ class Knowledge(Layers):
         if key not in self._kept:
             with self._lock:
                 if key not in self._kept:
-                    self._kept[key] = _uncollected(make)
+                    self._kept[key] = uncollected(make)
         found: T = self._kept[key]
         return found
 
@@ -132,6 +132,11 @@ class Knowledge(Layers):
     def scale(self) -> Scale:
         """What a reason weighs."""
         return self.once("scale", lambda: reading.parse(*self._file("scale"), Scale))
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Public weights of all modalities."""
+        return self.once("checkpoints", lambda: weights_of(self.roots, self.shown, self.modalities))
 
     @property
     def protocol(self) -> Mapping[str, Setting]:
@@ -255,8 +260,7 @@ class Knowledge(Layers):
 
     def _rules(self) -> tuple[Rule, ...]:
         """Rules of all layers; one of a pack takes the place of an earlier one of the same id."""
-        wrong = [line for path in self.listed() for line in advice(self, path)]
-        wrong += of_packs(self)
+        wrong = [line for path in self.listed() for line in advice(self, path)] + of_packs(self)
         if wrong:
             raise KnowledgeError(*wrong)
         found: dict[str, Rule] = {}
@@ -269,11 +273,16 @@ class Knowledge(Layers):
         kinds = self.kinds
         return tuple(EngineRule(r.id, compile_when(r.when, kinds).branches) for r in self.rules)
 
-    def _selected(self, selector: Selector) -> Iterator[str]:
-        for id, card in self.methods.items():
-            family = selector.family in (None, card.family)
-            if family and selector.paradigm in (None, card.paradigm):
-                yield id
+    def _selected(self, selector: Selector) -> tuple[str, ...]:
+        family, paradigm = selector.family, selector.paradigm
+        return self.once(
+            ("selected", family, paradigm),
+            lambda: tuple(
+                id
+                for id, card in self.methods.items()
+                if family in (None, card.family) and paradigm in (None, card.paradigm)
+            ),
+        )
 
     def _file(self, name: str) -> tuple[Path, str]:
         path = self.root / f"{name}.yaml"
@@ -281,17 +290,6 @@ class Knowledge(Layers):
 
     def _folder(self, name: str, model: type[Item]) -> Folder[Item]:
         return Folder((root / name for root in self.roots), model, self.shown)
-
-
-def _uncollected(make: Callable[[], T]) -> T:
-    """Made without looking for garbage: loading keeps what it makes, and takes a third less."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return make()
-    finally:
-        if collecting:
-            gc.enable()
 
 
 _LOCK = RLock()

@@ -97,6 +97,8 @@ def _single_files(report: _Report) -> None:
     with report.step():
         _ = knowledge.protocol
     with report.step():
+        _ = knowledge.checkpoints
+    with report.step():
         path = knowledge.root / "networks.yaml"
         reading.parse_mapping(path, knowledge.shown(path), Network)
     with report.step():
@@ -178,6 +180,7 @@ def _modality(_: Knowledge, card: ModalityCard) -> Iterator[Problem]:
             yield ("views", "flips"), f"views.flips: {what}"
     numbers = [n for n in Views.model_fields if n != "flips"]
     values = [(("views", n), getattr(card.views, n).value) for n in numbers]
+    values += [(("physics", n), s.value) for n, s in card.physics.items()]
     for loc, value in [*values, (("spacing_mm",), card.spacing_mm.value)]:
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             yield loc, f"{'.'.join(loc)}: {value!r} is not a number of 0 or more"

@@ -50,10 +50,18 @@ def _entry(knowledge: Knowledge, entry: Entry, form: str, everything: bool) -> N
     from . import handbook
 
     if form == "json":
-        put_json({"kind": entry.kind, **entry.item.model_dump(mode="json", by_alias=True)})
+        found = {"kind": entry.kind, **entry.item.model_dump(mode="json", by_alias=True)}
+        if entry.kind == "modality":
+            found |= _weights(knowledge, found["id"])
+        put_json(found)
     else:
         whole = everything or form == "markdown"
         put_page(handbook.show(knowledge, entry, everything=whole), form)
+
+
+def _weights(knowledge: Knowledge, modality: str) -> dict[str, Any]:
+    known = (c for c in knowledge.checkpoints if modality in c.modality)
+    return {"checkpoints": [c.model_dump(mode="json") for c in known]}
 
 
 @click.command()
@@ -77,7 +85,9 @@ def _list(kind: str, form: str, folders: tuple[Path, ...]) -> None:
 
     knowledge = knowledge_of(folders)
     if form == "json":
-        put_json([c.model_dump(mode="json") for c in getattr(knowledge, kind).values()])
+        more = _weights if kind == "modalities" else lambda *_: {}
+        cards = getattr(knowledge, kind).values()
+        put_json([{**c.model_dump(mode="json"), **more(knowledge, c.id)} for c in cards])
     else:
         put_page(handbook.listing(knowledge, kind))
 
@@ -159,7 +169,8 @@ def check(folder: Path | None, folders: tuple[Path, ...]) -> None:
     """Read every file, follow every reference, run every rule's examples; exit 1 on problems.
 
     FOLDER is another rule base of the same make. Without problems, what is odd is listed as
-    warnings: rules that are dead, shadowed, doubled or cancelled, methods never advised.
+    warnings: rules that are dead, shadowed, doubled or cancelled, methods never advised. With rule
+    packs, those that the packs bring.
     """
     from .ranking import provenance
 
@@ -170,11 +181,10 @@ def check(folder: Path | None, folders: tuple[Path, ...]) -> None:
     if problems:
         names = ", ".join((knowledge.root.name, *(p.name for p in knowledge.packs)))
         fail(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {names}", 1)
-    if not knowledge.packs:  # a pack alone is too little to judge by
-        from .audit.lint import warnings
+    from .audit.lint import warnings
 
-        for line in warnings(knowledge):
-            click.echo(f"warning: {line}")
+    for line in warnings(knowledge):
+        click.echo(f"warning: {line}")
     parts = ("methods", "modalities", "rules", "studies", "findings")
     counts = ", ".join(f"{len(getattr(knowledge, part))} {part}" for part in parts)
     click.echo(f"{counts}; no problems (knowledge {knowledge.version})")

@@ -17,6 +17,7 @@ from .reading import KnowledgeError
 
 GROUP = "medssl_advisor.rules"
 PARTS = ("advice", "methods", "modalities", "studies")
+CHECKPOINTS = "checkpoints.yaml"
 
 
 class Pack(NamedTuple):
@@ -30,8 +31,8 @@ class Pack(NamedTuple):
     def sha256(self) -> str:
         """Hash of all that can change an answer: names and bytes of its rule files."""
         inside = (p for part in PARTS for p in (self.root / part).glob("*.yaml"))
-        version = self.root / "VERSION"
-        return file_hash(self.root, (*inside, *([version] if version.is_file() else [])))
+        single = (self.root / name for name in (CHECKPOINTS, "VERSION"))
+        return file_hash(self.root, (*inside, *(p for p in single if p.is_file())))
 
 
 def file_hash(root: Path, files: Iterable[Path | str]) -> str:
@@ -53,7 +54,8 @@ def pack(folder: Path | str | Pack, name: str = "") -> Pack:
     """The pack in a folder, or in the folder `rules` inside of it.
 
     Args:
-        folder: Holds at least one of `advice/`, `methods/`, `modalities/` and `studies/`.
+        folder: Holds at least one of `advice/`, `methods/`, `modalities/`, `studies/` and
+            `checkpoints.yaml`.
         name: How to call it; by default as the folder is called.
 
     Raises:
@@ -68,8 +70,8 @@ def pack(folder: Path | str | Pack, name: str = "") -> Pack:
         root = root / "rules"
     name = name or (root.parent.name if root.name == "rules" else root.name)
     if not _parts(root):
-        raise KnowledgeError(f"{folder}: no rule pack; it needs one of the folders {_listed()}")
-    for stray in sorted(p.name for p in root.glob("*.yaml")):
+        raise KnowledgeError(f"{folder}: no rule pack; it needs one of {_listed()}")
+    for stray in sorted({p.name for p in root.glob("*.yaml")} - {CHECKPOINTS}):
         raise KnowledgeError(f"{name}/{stray}: a pack cannot change this; it may hold {_listed()}")
     version = root / "VERSION"
     try:
@@ -148,8 +150,9 @@ def _of_package(name: str, package: str) -> Pack:
 
 
 def _parts(root: Path) -> list[str]:
-    return [part for part in PARTS if (root / part).is_dir()]
+    found = [part for part in PARTS if (root / part).is_dir()]
+    return [*found, CHECKPOINTS] if (root / CHECKPOINTS).is_file() else found
 
 
 def _listed() -> str:
-    return f"{', '.join(PARTS[:-1])} and {PARTS[-1]}"
+    return f"{', '.join(PARTS)} and {CHECKPOINTS}"

@@ -18,7 +18,7 @@ from .answer import (
     RuledOut,
     Strategy,
 )
-from .cards import MethodCard, ModalityCard, Rule
+from .cards import MethodCard, ModalityCard, Part, Rule, Setting
 from .facts import Facts, derive
 from .knowledge import Knowledge
 from .profile import CERTAINTIES, Certainty, Profile
@@ -101,7 +101,7 @@ def _strategies(
     for rank, (each, score) in enumerate(zip(standings, rounded, strict=True), start=1):
         card = knowledge.methods[each.method]
         others = (s.method for s, r in zip(standings, rounded, strict=True) if r == score)
-        reasons = tuple(_reason(knowledge.rule[v.rule], v) for v in each.votes)
+        reasons = tuple(_reason(knowledge, v) for v in each.votes)
         found.append(
             Strategy(
                 rank=rank,
@@ -134,7 +134,15 @@ def certainty(reasons: Iterable[Reason]) -> Certainty:
     return best.certainty if best else "very-low"
 
 
-def _reason(rule: Rule, vote: Vote) -> Reason:
+def _reason(knowledge: Knowledge, vote: Vote) -> Reason:
+    """The same object for every method that a rule speaks for; it cannot change."""
+    known: dict[Vote, Reason] = knowledge.once("reasons", dict)
+    if vote not in known:
+        known[vote] = _reason_of(knowledge.rule[vote.rule], vote)
+    return known[vote]
+
+
+def _reason_of(rule: Rule, vote: Vote) -> Reason:
     assert rule.strength and rule.certainty and vote.verb != "exclude"  # held by the loader
     return Reason(
         rule=rule.id,
@@ -152,12 +160,9 @@ def _reason(rule: Rule, vote: Vote) -> Reason:
 
 def _settings(knowledge: Knowledge, card: MethodCard, fired: Iterable[Rule]) -> dict[str, Chosen]:
     """The card's own numbers; a later rule overrides an earlier one."""
-    found = {
-        n: Chosen(value=s.value, why=s.why, source=s.source, rule=None)
-        for n, s in card.settings.items()
-    }
+    found = dict(knowledge.once(("settings", card.id), lambda: _chosen(card.settings)))
     for rule in fired:
-        if rule.only_for and card.id not in knowledge.expand(rule.only_for):
+        if not rule.sets or (rule.only_for and card.id not in knowledge.expand(rule.only_for)):
             continue
         for name, value in rule.sets.items():
             if rule.only_for or name in found:
@@ -174,14 +179,30 @@ def _common(knowledge: Knowledge, card: ModalityCard, fired: Iterable[Rule]) -> 
             why, source = card.intensity.why, card.intensity.source
             found[f"intensity_{name}"] = Chosen(value=value, why=why, source=source, rule=None)
     views = {name: getattr(card.views, name) for name in type(card.views).model_fields}
-    own = {"channels": card.channels, "spacing_mm": card.spacing_mm, **views, **knowledge.protocol}
-    for name, s in own.items():
-        found[name] = Chosen(value=s.value, why=s.why, source=s.source, rule=None)
+    own = {"channels": card.channels, "spacing_mm": card.spacing_mm, **views, **card.physics}
+    found |= _chosen({**own, **_steps(card), **knowledge.protocol})
     for rule in fired:
         for name, value in rule.sets.items():
             if name in found and not rule.only_for:
                 found[name] = _set(rule, value)
     return found
+
+
+def _steps(card: ModalityCard) -> dict[str, Setting]:
+    """Which templates read and distort; those of any image unless the card names others."""
+    kind = "colour" if card.channels.value == 3 else "grey"
+    why = "What any image of this kind may vary by."
+    whole = Part(value="whole", why="The card names no margins to cut off.", source="choice")
+    return {
+        "distort": card.distort or Part(value=kind, why=why, source="choice"),
+        "frame": card.frame or whole,
+    }
+
+
+def _chosen(settings: Mapping[str, Any]) -> dict[str, Chosen]:
+    return {
+        n: Chosen(value=s.value, why=s.why, source=s.source, rule=None) for n, s in settings.items()
+    }
 
 
 def _set(rule: Rule, value: Any) -> Chosen:

@@ -174,6 +174,8 @@ def _set(knowledge: Knowledge, name: str, value: Any) -> str:
 def _settings(knowledge: Knowledge) -> dict[str, Any]:
     """Every name that `set` may change, with one of its values as an example of the sort."""
     names: dict[str, Any] = dict.fromkeys((*Views.model_fields, *CARD_SETTINGS))
+    for modality in knowledge.modalities.values():
+        names |= {n: s.value for n, s in modality.physics.items()}
     names |= {n: s.value for n, s in knowledge.protocol.items()}
     for card in knowledge.methods.values():
         names |= {n: s.value for n, s in card.settings.items()}

@@ -53,14 +53,35 @@ def standings(
         fired: Ids of the fired rules.
         knowledge: The rule base.
     """
-    found = []
-    for id, card in competitors(knowledge).items():
-        if next(unmet(card, facts), None) is None:
-            votes = _fired(knowledge, id, fired)
-            if not any(v.verb == "exclude" for v in votes):
-                score = math.fsum(v.weight for v in votes)
-                found.append(Standing(id, score, emits(card, facts), votes))
+    found, cards = [], competitors(knowledge)
+    for id in _eligible(facts, knowledge):
+        votes = _fired(knowledge, id, fired)
+        if not any(v.verb == "exclude" for v in votes):
+            score = math.fsum(v.weight for v in votes)
+            found.append(Standing(id, score, emits(cards[id], facts), votes))
     return sorted(found, key=lambda s: (-round(s.score, APART), not s.emits, s.method))
+
+
+def leader(facts: Mapping[str, Fact], fired: Collection[str], knowledge: Knowledge) -> str | None:
+    """The method that `standings` puts first, found without what speaks for whom.
+
+    Args:
+        facts: Facts of the profile.
+        fired: Ids of the fired rules.
+        knowledge: The rule base.
+    """
+    weights = {id: list[float]() for id in _eligible(facts, knowledge)}
+    by_rule = _by_rule(knowledge)
+    for rule in fired:
+        for method, vote in by_rule.get(rule, ()):
+            if vote.verb == "exclude":
+                weights.pop(method, None)
+            elif method in weights:
+                weights[method].append(vote.weight)
+    scores = {id: round(math.fsum(each), APART) for id, each in weights.items()}
+    most, cards = max(scores.values(), default=0.0), competitors(knowledge)
+    first = (id for id, score in scores.items() if score == most)
+    return min(first, key=lambda id: (not emits(cards[id], facts), id), default=None)
 
 
 def ruled_out(facts: Mapping[str, Fact], fired: Collection[str], knowledge: Knowledge) -> list[Out]:
@@ -77,6 +98,24 @@ def ruled_out(facts: Mapping[str, Fact], fired: Collection[str], knowledge: Know
         votes = (v for v in _fired(knowledge, id, fired) if v.verb == "exclude")
         found += [Out(id, v.rule, knowledge.rule[v.rule].because) for v in votes]
     return found
+
+
+def voting(knowledge: Knowledge) -> frozenset[str]:
+    """Ids of the rules that speak for or against a method; the others set values or warn.
+
+    Args:
+        knowledge: The rule base.
+    """
+    return knowledge.once("voting", lambda: frozenset(_by_rule(knowledge)))
+
+
+def _eligible(facts: Mapping[str, Fact], knowledge: Knowledge) -> tuple[str, ...]:
+    """The methods whose cards ask for nothing that the problem does not give."""
+    cards = competitors(knowledge).items()
+    return knowledge.once(
+        ("eligible", *(facts[name] for name in CARD_FACTS)),
+        lambda: tuple(id for id, card in cards if next(unmet(card, facts), None) is None),
+    )
 
 
 def competitors(knowledge: Knowledge) -> Mapping[str, MethodCard]:
@@ -98,8 +137,9 @@ def emits(card: MethodCard, facts: Mapping[str, Fact]) -> bool:
         card: The method.
         facts: Facts of the profile.
     """
+    frames = "2d" if facts["dimensionality"] == "video" else facts["dimensionality"]
     return card.script is not None and (
-        facts["dimensionality"] in (None, *card.script.dimensionality)
+        frames in (None, *card.script.dimensionality)
         and facts["task"] in card.script.task
         and facts["backbone"] in (None, "any", *card.script.backbone)
     )
@@ -151,3 +191,15 @@ def _votes(knowledge: Knowledge) -> dict[str, tuple[Vote, ...]]:
         for id in knowledge.expand(rule.exclude):
             found.setdefault(id, []).append(Vote(rule.id, "exclude", 0.0))
     return {id: tuple(each) for id, each in found.items()}
+
+
+def _by_rule(knowledge: Knowledge) -> Mapping[str, tuple[tuple[str, Vote], ...]]:
+    return knowledge.once("votes by rule", lambda: _turned(votes(knowledge)))
+
+
+def _turned(by_method: Mapping[str, tuple[Vote, ...]]) -> dict[str, tuple[tuple[str, Vote], ...]]:
+    found: dict[str, list[tuple[str, Vote]]] = {}
+    for method, each in by_method.items():
+        for vote in each:
+            found.setdefault(vote.rule, []).append((method, vote))
+    return {rule: tuple(each) for rule, each in found.items()}

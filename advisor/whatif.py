@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, ConfigDict
 
+from .engine.masks import MaskEvaluator
 from .facts import derive
 from .knowledge import Knowledge
 from .profile import Profile, ProfileError, questions
-from .scoring import CARD_FACTS, standings
+from .scoring import CARD_FACTS, leader, voting
 
 MOST = 6
 _SIZES = {"dimensionality": 4.0, "task": 8.0}
@@ -46,32 +47,40 @@ def what_if(profile: Profile, knowledge: Knowledge, winner: str | None) -> tuple
     found: dict[tuple[str, str], WhatIf] = {}
     changes = sorted(_changes(profile, knowledge), key=lambda c: (c[0], c[1], str(c[2])))
     for _, field, value in changes:
-        try:
-            new = lead(profile.changed(**{field: value}))
-        except ProfileError:  # an edge outside of what the field allows
+        change = {field: value}
+        new = lead(profile.model_copy(update=change))  # checked below, for the few that matter
+        if new in (None, winner) or (field, new) in found:
             continue
-        if new is not None and new != winner and (field, new) not in found:
-            found[field, new] = WhatIf(change={field: value}, winner=new)
+        if _allowed(profile, change):
+            found[field, new] = WhatIf(change=change, winner=new)
             if len(found) == MOST:
                 break
     return tuple(found.values())
+
+
+def _allowed(profile: Profile, change: dict[str, bool | int | float | str]) -> bool:
+    try:
+        profile.changed(**change)
+    except ProfileError:  # an edge outside of what the field allows
+        return False
+    return True
 
 
 class _Leader:
     """Who ranks first; most changes move no rule, and what was ranked once is not ranked again."""
 
     def __init__(self, knowledge: Knowledge) -> None:
-        self.knowledge = knowledge
-        self.fired = knowledge.evaluator("reference").fired
+        rules = knowledge.engine_rules
+        self.knowledge, self.voting = knowledge, voting(knowledge)
+        self.fired = knowledge.once("masks", lambda: MaskEvaluator(rules())).fired
         self.known: dict[tuple[object, ...], str | None] = {}
 
     def __call__(self, profile: Profile) -> str | None:
         facts = derive(profile, self.knowledge).values
-        fired = self.fired(facts)
-        key = (*fired, *(facts[name] for name in CARD_FACTS))
+        fired = self.fired(facts) & self.voting
+        key = (fired, *(facts[name] for name in CARD_FACTS))
         if key not in self.known:
-            best = standings(facts, frozenset(fired), self.knowledge)
-            self.known[key] = best[0].method if best else None
+            self.known[key] = leader(facts, fired, self.knowledge)
         return self.known[key]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from advisor import engine
 from advisor.engine import EngineRule, RuleError, check, evaluator
+from advisor.engine.masks import MaskEvaluator
 from advisor.engine.reference import ReferenceEvaluator
 
 try:
@@ -241,6 +242,18 @@ def shipped_rules():
     from advisor.knowledge import Knowledge
 
     return Knowledge.load().engine_rules()
+
+
+@pytest.mark.parametrize("size", [0, 50, 1000])
+def test_masks_agree_with_the_reference(size):
+    rules = random_rules(size, size) if size else shipped_rules()
+    reference, masks = ReferenceEvaluator(rules), MaskEvaluator(rules)
+    fired = set()
+    for facts in facts_for(rules, 320):
+        expected = set(reference.fired(facts))
+        assert masks.fired(facts) == expected == masks.fired(facts), facts
+        fired |= expected
+    assert len(fired) > len(rules) / 2  # the facts are not beside the point
 
 
 @needs_durable

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import FILES, method, rule, tiny
+from tiny import FILES, method, rule, tiny, weights
 
 from advisor.conditions import compile_when
 from advisor.engine import evaluator
@@ -527,9 +527,7 @@ def test_the_card_fills_in_what_it_knows(tmp_path: Path) -> None:
 def test_checkpoints_count_by_licence(
     tmp_path: Path, cards: str, allowed: str | None, found: str
 ) -> None:
-    lines = FILES[CT].splitlines(keepends=True)
-    keep = {"both": ("Open", "Closed"), "closed": ("Closed",), "neither": ()}[cards]
-    kept = [x for x in lines if "{name:" not in x or any(k in x for k in keep)]
-    text = "".join(kept) if keep else "".join(kept).replace("checkpoints:", "checkpoints: []")
-    knowledge = Knowledge(tiny(tmp_path, {CT: text}))
+    opened, closed = weights("open", "MIT", True), weights("closed", "CC-BY-NC-4.0", False)
+    text = {"both": opened + closed, "closed": closed, "neither": "[]"}[cards]
+    knowledge = Knowledge(tiny(tmp_path, {"checkpoints.yaml": text}))
     assert facts_of(knowledge, public_weights=allowed)["has_checkpoint"] == found

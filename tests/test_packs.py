@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tiny import FILES, method, rule, tiny
+from tiny import FILES, method, rule, tiny, weights
 
 from advisor import Knowledge, KnowledgeError, Recommendation, generate, recommend
 from advisor.cli import main
@@ -92,6 +92,50 @@ def test_a_pack_adds_methods_rules_and_studies(ours: Path) -> None:
     assert found.knowledge.sha256 == plain.knowledge.sha256
     assert "our-method" not in {s.method for s in plain.strategies}
     assert plain.knowledge.packs == ()
+
+
+def test_a_pack_adds_public_weights(tmp_path: Path) -> None:
+    ours = weights("our-weights", "MIT", True, "angiography")
+    lab = write(tmp_path / "lab", {"checkpoints.yaml": ours})
+    problem = {"modality": "angiography", "task": "classification"}
+    facts = {
+        packed: recommend(problem, Knowledge.load(packs=[lab] * packed)).facts for packed in (0, 1)
+    }
+    assert facts[0].values["has_checkpoint"] == "none"
+    assert facts[1].values["has_checkpoint"] == "permissive"
+    assert facts[1].reasons["has_checkpoint"] == "known: Our-Weights"
+    assert "Our-Weights: c" in run("explain", "angiography", "--rules", lab).stdout
+    told = json.loads(run("explain", "angiography", "--format", "json", "--rules", lab).stdout)
+    assert [c["id"] for c in told["checkpoints"]] == ["our-weights"]
+    before = pack(lab).sha256
+    write(lab, {"checkpoints.yaml": ours.replace("MIT", "BSD")})
+    assert pack(lab).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("our-weights", "ct-fm"), "lab/checkpoints.yaml:1: ct-fm: id: given twice"),
+        (
+            ("[angiography]", "[angiografy]"),
+            "lab/checkpoints.yaml:3: our-weights: modality: no modality 'angiografy'; "
+            "did you mean 'angiography'?",
+        ),
+        (("file_format: monai", "file_format: moani"), "'huggingface' or 'other'; did you mean"),
+        (("file: null", "file: a drive"), "does not have the form"),
+        (("permissive", "permisive"), "permisive: there is no such key here; did you mean"),
+    ],
+)
+def test_weights_that_are_wrong_are_refused(
+    change: tuple[str, str], said: str, tmp_path: Path
+) -> None:
+    text = weights("our-weights", "MIT", True, "angiography").replace(*change)
+    lab = write(tmp_path / "lab", {"checkpoints.yaml": text})
+    for args in (["recommend", *CT], ["generate", *CT, "-o", "-"], ["explain", "ct"]):
+        result = run(*args, "--rules", lab)
+        assert result.exit_code == 2 and result.stdout == ""
+        assert said in result.stderr and len(result.stderr.splitlines()) == 1
+    assert any(said in line for line in Knowledge.load(packs=[lab]).problems())
 
 
 def test_the_shipped_rules_and_a_pack_are_sound_together(ours: Path) -> None:
@@ -194,7 +238,7 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
         },
         "lab/advice/b.yaml:1: our-scanner: id: taken by a rule in lab/advice/a.yaml",
     ),
-    "nothing": ({"README.md": "hello"}, "no rule pack; it needs one of the folders advice"),
+    "nothing": ({"README.md": "hello"}, "no rule pack; it needs one of advice"),
 }
 
 

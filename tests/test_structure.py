@@ -17,12 +17,13 @@ MODULES = [p for p in sorted(PACKAGE.glob("*.py")) if p.stem not in ("__init__",
 # A module may import only what stands before it; `audit` and `__init__` may import anything,
 # and only commands import `audit`.
 ORDER = """
-    engine profile base cards reading folder packs layers facts conditions references lint
+    engine profile base cards reading folder packs checkpoints layers
+    facts conditions references lint
     knowledge
     scoring whatif answer ranking
     page words explain handbook evidence defence compare difference
-    parts plan render
-    files dataset questionnaire shell demo audit lookup cli
+    parts origin plan render project regenerated
+    files dataset questionnaire shell demo audit lookup scripts cli
 """.split()
 
 

@@ -43,6 +43,23 @@ def rule(id: str, body: str) -> str:
     )
 
 
+def weights(id: str, licence: str, permissive: bool, modality: str = "ct") -> str:
+    """One item of `checkpoints.yaml`."""
+    return f"""\
+- id: {id}
+  name: {id.title()}
+  modality: [{modality}]
+  covers: c
+  architecture: null
+  dimensionality: 3d
+  file_format: monai
+  file: null
+  licence: {licence}
+  permissive: {str(permissive).lower()}
+  source: s
+"""
+
+
 FILES = {
     "VERSION": "1.0\n",
     "findings.yaml": "- {id: P1, statement: None is best., version: all, asks: Never say so.}\n",
@@ -86,10 +103,8 @@ views:
   color: {VIEW}
 safe: []
 unsafe: []
-checkpoints:
-  - {{name: Open, covers: c, licence: MIT, permissive: true, source: s}}
-  - {{name: Closed, covers: c, licence: CC-BY-NC-4.0, permissive: false, source: s}}
 """,
+    "checkpoints.yaml": weights("open", "MIT", True) + weights("closed", "CC-BY-NC-4.0", False),
     "methods/mae.yaml": method(
         "mae",
         "generative",

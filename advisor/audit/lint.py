@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ TOP = 5
 MOSTLY = 0.5  # rules on labels and on tasks are meant to meet now and then; not most of the time
 PLACE = ("modality", "task")  # a rule that reads neither speaks of no problem in particular
 _BARE = re.compile(r"choice\s*$")
+_WORD = re.compile(r"[\w-]+")
 
 
 class Doubt(NamedTuple):
@@ -38,6 +39,9 @@ class Doubt(NamedTuple):
 def warnings(knowledge: Knowledge) -> list[str]:
     """Everything doubtful, by file.
 
+    With rule packs it is what they bring: doubts about an item of theirs, or one that names their
+    rule, and rules of the rule base that the packs leave without effect.
+
     Args:
         knowledge: A rule base without problems.
 
@@ -48,6 +52,13 @@ def warnings(knowledge: Knowledge) -> list[str]:
     Raises:
         KnowledgeError: If the rule base has problems; they come first.
     """
+    by_file = _doubts(knowledge)
+    if knowledge.packs:
+        by_file = _of_packs(knowledge, by_file)
+    return [line for path, doubts in by_file.items() for line in located(knowledge, path, doubts)]
+
+
+def _doubts(knowledge: Knowledge) -> dict[Path, list[Doubt]]:
     on = grid(knowledge)
     at = _places(knowledge)
     by_file: dict[Path, list[Doubt]] = {path: [] for path, _ in at.values()}
@@ -58,7 +69,29 @@ def warnings(knowledge: Knowledge) -> list[str]:
     for check_cards in (_idle, _undecided):
         for path, doubt in check_cards(knowledge, on):
             by_file.setdefault(path, []).append(doubt)
-    return [line for path, doubts in by_file.items() for line in located(knowledge, path, doubts)]
+    return by_file
+
+
+def _of_packs(knowledge: Knowledge, by_file: Mapping[Path, list[Doubt]]) -> dict[Path, list[Doubt]]:
+    """The doubts that are there because of the packs, and no others."""
+    roots = [pack.root for pack in knowledge.packs]
+    theirs = {rule for rule, (path, _) in _places(knowledge).items() if _within(path, roots)}
+    alone = {
+        (d.name, d.what) for ds in _doubts(Knowledge.load(knowledge.root)).values() for d in ds
+    }
+
+    def caused(doubt: Doubt) -> bool:
+        dead = doubt.what.startswith("dead") and (doubt.name, doubt.what) not in alone
+        return dead or not theirs.isdisjoint(_WORD.findall(doubt.what))
+
+    return {
+        path: doubts if _within(path, roots) else [d for d in doubts if caused(d)]
+        for path, doubts in by_file.items()
+    }
+
+
+def _within(path: Path, roots: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
 
 
 Found = Iterator[tuple[str, str]]  # rule id, and "kind: what"
