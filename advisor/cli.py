@@ -9,8 +9,8 @@ import click
 
 from . import files
 from .explain import answer
-from .knowledge import Knowledge
 from .lookup import evidence, explain, methods, modalities, rules, schema
+from .scripts import SAVED, generate, regenerate, write_script
 from .shell import (
     PATH,
     Medssl,
@@ -21,23 +21,19 @@ from .shell import (
     help_alone,
     knowledge_of,
     output_option,
-    pair,
     profile_of,
     profile_options,
-    put,
     put_json,
     put_page,
     reader,
     rules_option,
     say,
-    say_next,
     version_option,
 )
 
 if TYPE_CHECKING:
-    from .answer import Recommendation
+    pass
 
-SAVED = "an answer saved by `medssl recommend -o`"
 HELP = """Which self-supervised pre-training suits your medical images, why, and a script for it.
 
 \b
@@ -84,7 +80,7 @@ def ask(engine: str, folders: tuple[Path, ...]) -> None:
         return
     say("")
     if chosen := questionnaire.file_name(say, read):
-        _generate(found, None, {}, *chosen)
+        write_script(found, None, {}, *chosen)
 
 
 @main.command()
@@ -136,80 +132,6 @@ def recommend(
         method = why.lower() or found.strategies[0].method
         case = defence(found, knowledge, method, everything=everything)
         put_page(case, form, output, force)
-
-
-@main.command()
-@profile_options
-@engine_option
-@rules_option
-@click.option("--from", "saved", metavar="REC.json", help="An answer saved by `recommend -o`.")
-@click.option("--method", metavar="ID", help="Another method than the best one that has a script.")
-@click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Change a setting.")
-@output_option(help="The script; - for standard output.", default="train.py")
-@force_option
-def generate(
-    file: str | None,
-    engine: str,
-    folders: tuple[Path, ...],
-    saved: str | None,
-    method: str | None,
-    changes: tuple[str, ...],
-    output: Path | None,
-    force: bool,
-    **given: str | None,
-) -> None:
-    """Write the training script, one readable file.
-
-    The problem is given as options, as a file, or as a saved answer.
-    """
-    if output:
-        files.refuse(output, force=force)
-    overrides = dict(pair(change) for change in changes)
-    knowledge = knowledge_of(folders)
-    found = _recommendation(given, file, saved, engine, knowledge)
-    _generate(found, method, overrides, output, force)
-
-
-def _recommendation(
-    given: dict[str, str | None],
-    file: str | None,
-    saved: str | None,
-    engine: str,
-    knowledge: Knowledge,
-) -> Recommendation:
-    """The answer that a script is for: a saved one, or a new one."""
-    from .answer import Recommendation
-    from .ranking import provenance
-    from .ranking import recommend as rank
-
-    if saved is None:
-        return rank(profile_of(given, file, knowledge), knowledge, engine)
-    if file or any(v is not None for v in given.values()):
-        raise click.UsageError("--from holds a profile already; leave --profile and its fields out")
-    found = files.validated(saved, Recommendation, SAVED)
-    if found.knowledge != provenance(knowledge):
-        say(f"note: {saved} rests on other knowledge ({found.knowledge.version}) than is installed")
-    return found
-
-
-def _generate(
-    found: Recommendation,
-    method: str | None,
-    overrides: dict[str, str],
-    output: Path | None,
-    force: bool,
-) -> None:
-    """Plan, render, write, and say what to type next."""
-    from .plan import make_plan
-    from .render import render
-
-    plan = make_plan(found, method, overrides)
-    top = found.strategies[0].method
-    if method is None and plan.method != top:
-        say(f"note: {top} ranks first but has no script here; {plan.method} is the next that has")
-    put(render(plan), output, force)
-    if output:
-        say_next(output)
 
 
 @main.command()
@@ -275,7 +197,7 @@ def demo(
     run(data, out, minutes, modality, decathlon)
 
 
-for each in (explain, evidence, methods, modalities, rules, schema):
+for each in (generate, regenerate, explain, evidence, methods, modalities, rules, schema):
     main.add_command(each)
 
 if __name__ == "__main__":

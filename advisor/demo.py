@@ -110,10 +110,12 @@ def _answer(answers: dict[str, object], demo: Demo, out: Path, minutes: float) -
     for s in answer.strategies[:5]:
         note = "" if s.emits else "  (no script for this)"
         print(f"  {s.rank}. {s.name:<16} {s.paradigm:<12} {s.score:+.2f}, {s.certainty}{note}")
-    plan = make_plan(answer, overrides=_small(demo, minutes))
+    trained = (s.method for s in answer.strategies if s.emits and s.family != "baseline")
+    method = next(trained, None)
+    plan = make_plan(answer, method, _small(demo, minutes))
     script = out / "train.py"
     write(script, render(plan), force=True)
-    print(f"\nThe best-ranked method that has a script is {plan.method}: {script}")
+    print(f"\nThe best-ranked method that pre-trains is {plan.method}: {script}")
     return script
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,6 +120,46 @@ def refuse(path: Path, *, force: bool = False) -> None:
         raise FileError(f"{path}: exists already; choose another name or add --force")
     if not path.absolute().parent.is_dir():
         raise FileError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def write_folder(folder: Path, texts: Mapping[str, str]) -> None:
+    """Make a folder with files in it at once: it appears when all are written.
+
+    Args:
+        folder: Does not exist, or is empty.
+        texts: Content by file name.
+
+    Raises:
+        FileError: If the folder holds something, or its parent refuses.
+    """
+    refuse_folder(folder)
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        for name, text in texts.items():
+            write(temporary / name, text)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written: {_reason(error)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_folder(folder: Path) -> None:
+    """Stop before any work is done when the folder could not be made anyway.
+
+    Args:
+        folder: The folder to be.
+
+    Raises:
+        FileError: If it holds something already, or has no folder to be in.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if os.path.lexists(folder):
+        raise FileError(f"{folder}: exists already; choose another name")
+    if not folder.absolute().parent.is_dir():
+        raise FileError(f"{folder}: there is no folder {folder.parent}; make it first")
 
 
 def _reason(error: OSError) -> str:

@@ -8,6 +8,7 @@ the contract between parts: `from ..slots import crop` takes a name that the pla
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,6 +26,7 @@ class Part:
         slots: names that it takes from whichever part the plan chose.
         parts: other parts that it names.
         settings: settings that it reads.
+        defines: names of its classes, functions and constants.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Part:
     slots: frozenset[str]
     parts: tuple[str, ...]
     settings: frozenset[str]
+    defines: frozenset[str]
 
 
 def exists(name: str) -> bool:
@@ -68,12 +71,26 @@ def parse(name: str, source: str) -> Part:
         body_starts = node.end_lineno or 0
     body = "\n".join(source.splitlines()[body_starts:]).strip("\n")
     return Part(
-        name, body, frozenset(imports), frozenset(slots), tuple(parts), frozenset(_settings(tree))
+        name,
+        body,
+        frozenset(imports),
+        frozenset(slots),
+        tuple(parts),
+        frozenset(_settings(tree)),
+        frozenset(_defined(tree)),
     )
 
 
 def _written(alias: ast.alias) -> str:
     return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
 
 
 def _settings(tree: ast.AST) -> set[str]:

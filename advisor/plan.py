@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from . import parts
-from .profile import nearest
+from .origin import Origin
+from .profile import Profile, nearest
 
 if TYPE_CHECKING:
     from .ranking import Recommendation, Strategy
@@ -18,8 +20,53 @@ FLIP_AXES = {
     "2d": {"up-down": 0, "left-right": 1},
     "3d": {"left-right": 0, "front-back": 1, "up-down": 2},  # RAS+ order
 }
+_OTHER = {"2d": "_3d", "3d": "_2d"}  # endings of settings that are for the other dimensionality
 # what the side of an input must divide by: halvings of the network, or its patch
-MULTIPLE = {"networks/segresnet": 8, "networks/swin": 32, "networks/resnet": 1}
+MULTIPLE = {
+    "networks/segresnet": 8,
+    "networks/segresnet_deep": 16,
+    "networks/swin": 32,
+    "networks/resnet": 1,
+    "networks/resnet_normalised": 32,
+}
+_WEIGHTS = "starts/weights"
+_SUMS = "networks/summed"
+_BACKGROUND = "The background counts as class 0."
+_CLASSES = {  # how they are counted, and the fewest
+    "segmentation": (_BACKGROUND, 2),
+    "registration": (_BACKGROUND, 2),
+    "detection": ("Classes of boxes count from 0; background is none of them.", 1),
+}
+
+
+class _Layout(NamedTuple):
+    """What a task asks of the script beside its own part.
+
+    Attributes:
+        network: the CNN for it, if nothing else decides.
+        grid: whether volumes are read whole or at one voxel size.
+        more: further parts.
+    """
+
+    network: str
+    grid: str
+    more: tuple[str, ...] = ()
+
+
+_LAYOUTS = {
+    "classification": _Layout("networks/resnet", "data/grid_whole", ("tasks/single_label",)),
+    "multi-label": _Layout("networks/resnet", "data/grid_whole", ("tasks/multi_label",)),
+    "regression": _Layout("networks/resnet", "data/grid_whole"),
+    "retrieval": _Layout("networks/resnet", "data/grid_whole"),
+    "detection": _Layout("networks/resnet", "data/grid_spacing", ("tasks/precision",)),
+    "segmentation": _Layout("networks/segresnet", "data/grid_spacing"),
+    "registration": _Layout("networks/segresnet", "data/grid_whole"),
+}
+
+
+def _layout(profile: Profile) -> _Layout:
+    several = profile.task == "classification" and profile.multilabel
+    return _LAYOUTS["multi-label" if several else profile.task]
 
 
 class PlanError(ValueError):
@@ -53,6 +100,7 @@ class Plan(BaseModel):
         parts: templates in page order, as "methods/mae".
         settings: values in page order.
         header: lines above the script: profile, reasons, what speaks against, provenance.
+        origin: what the script is emitted from, so that it can be emitted again.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +110,7 @@ class Plan(BaseModel):
     parts: tuple[str, ...]
     settings: tuple[Planned, ...]
     header: tuple[str, ...]
+    origin: Origin
 
 
 class _Number(NamedTuple):
@@ -90,12 +139,15 @@ def make_plan(
     strategy = _strategy(recommendation, method)
     dimensionality = str(recommendation.facts.values["dimensionality"] or "2d")
     chosen = _parts(recommendation, strategy.method, dimensionality)
+    video = dimensionality == "video"
+    dimensionality = "2d" if video else dimensionality  # frames are pictures
     wanted = {name for part in chosen for name in parts.part(part).settings}
     numbers = _numbers(recommendation, strategy, chosen, dimensionality)
     if missing := sorted(wanted - numbers.keys()):
         raise PlanError(
             f"{strategy.method}: no value for the setting {missing[0]!r}: add it to "
-            f"rules/methods/{strategy.method}.yaml or rules/protocol.yaml"
+            f"rules/methods/{strategy.method}.yaml, to the physics of "
+            f"rules/modalities/{recommendation.profile.modality}.yaml or to rules/protocol.yaml"
         )
     for name, text in (overrides or {}).items():
         if name not in wanted:
@@ -108,13 +160,20 @@ def make_plan(
         if name in wanted
     ]
     profile = recommendation.profile
+    where = "on frames of videos" if video else f"in {dimensionality[0]}D"
     return Plan(
         method=strategy.method,
-        title=f"{strategy.name} for {profile.modality} {profile.task} in {dimensionality[0]}D.",
+        title=f"{strategy.name} for {profile.modality} {profile.task} {where}.",
         dims=int(dimensionality[0]),
         parts=tuple(chosen),
         settings=tuple(settings),
         header=tuple(header_lines(recommendation, strategy.method)),
+        origin=Origin(
+            profile=profile.model_dump(exclude_none=True),
+            method=strategy.method,
+            changes=dict(overrides or {}),
+            packs=tuple(pack.name for pack in recommendation.knowledge.packs),
+        ),
     )
 
 
@@ -142,26 +201,76 @@ def _strategy(recommendation: Recommendation, method: str | None) -> Strategy:
 
 
 def _parts(recommendation: Recommendation, method: str, dimensionality: str) -> list[str]:
-    """Templates in page order: data, views, network, method, task, loop, protocol."""
+    """Templates in page order: data, views, network, method, task, loop, starts, protocol."""
     profile, common = recommendation.profile, recommendation.common
-    volumes, segments = dimensionality == "3d", profile.task == "segmentation"
+    volumes, layout = dimensionality == "3d", _layout(profile)
     own = parts.part(f"methods/{method}")
-    network = next((p for p in own.parts if p in _networks()), None)
-    if network is None:
-        cnn = "networks/segresnet" if segments else "networks/resnet"
-        network = "networks/vit" if profile.backbone == "vit" else cnn
+    network = _network(own, profile, volumes)
     kind = "data/volume3d" if volumes else "data/image2d"
-    data = [f"data/{common['intensity_mode'].value}", kind]
-    if volumes:
-        data.append("data/grid_spacing" if segments else "data/grid_whole")
-    views = ["views/geometry", "views/colour" if common["channels"].value == 3 else "views/grey"]
-    tasks = [f"tasks/{profile.task}"]
-    if not segments:
-        tasks.insert(0, "tasks/multi_label" if profile.multilabel else "tasks/single_label")
+    pictures = {"2d": "data/folder", "3d": "data/one_each", "video": "data/clip"}
+    normalise = f"data/{common['intensity_mode'].value}"
+    # masks and boxes lie on the whole image
+    frame = "whole" if recommendation.facts.values["dense"] else common["frame"].value
+    grid = layout.grid if volumes else f"data/frame_{frame}"
+    data = [normalise, grid, kind, pictures[dimensionality]]
+    views = ["views/geometry", f"views/{common['distort'].value}"]
+    for name in (*data, *views):
+        if not parts.exists(name):
+            raise PlanError(
+                f"{profile.modality}: its card names templates/{name}, which is not there"
+            )
+    if "quantity" not in parts.part(normalise).defines:
+        data.insert(1, "data/rescaled")
+    tasks = [*layout.more, f"tasks/{profile.task}"]
     asked = own.slots.union(*(parts.part(t).slots for t in tasks))
-    networks = [network, *([f"{network}_decoder"] if "Decoder" in asked else [])]
+    if "placement" in asked:
+        data.append("data/boxes3d" if volumes else "data/boxes2d")
+    networks = [network, *_tops(network, asked)]
     page = ["data/manifest", *data, *views, *networks, f"methods/{method}", *tasks]
-    return _with_helpers([*page, "loop", "protocol"])
+    preview = "preview_method" if "Method" in own.defines else "preview_views"
+    page = _with_helpers([*page, "loop", *_starts(own, network), preview, "protocol"])
+    # what sums over all images needs them at once; other batches may be cut into pieces
+    page.insert(page.index("loop"), f"loops/{'whole' if _SUMS in page else 'pieces'}")
+    return page
+
+
+def _tops(network: str, asked: frozenset[str]) -> list[str]:
+    """What tasks and methods put on a network."""
+    family = network.partition("_")[0]  # one for all kinds of a network
+    tops = {
+        "Decoder": f"{family}_decoder",
+        "Pyramid": "networks/vit_pyramid" if family == "networks/vit" else "networks/pyramid",
+    }
+    return [part for name, part in tops.items() if name in asked]
+
+
+def _network(own: parts.Part, profile: Profile, volumes: bool) -> str:
+    """The network that the method names, else one that suits the problem."""
+    if named := next((p for p in own.parts if p in _networks()), None):
+        return named
+    if _WEIGHTS in own.parts:  # a network for which weights are published
+        vit = profile.backbone == "vit" or (
+            profile.backbone != "cnn" and not volumes and "published" not in own.slots
+        )
+        pair = ("segresnet_deep", "swin") if volumes else ("resnet_normalised", "vit")
+        return f"networks/{pair[vit]}"
+    return "networks/vit" if profile.backbone == "vit" else _layout(profile).network
+
+
+def _starts(own: parts.Part, network: str) -> list[str]:
+    """What comes before fine-tuning, if the method itself does not bring it."""
+    starts = {
+        "data/pool": {"pool", "FIRST"},
+        "starts/pretrain": {"FIRST"},
+        "starts/compared": {"STARTS"},
+    }
+    chosen = [name for name, given in starts.items() if not given & own.defines]
+    name = network.removeprefix("networks/")
+    if _WEIGHTS in own.parts:
+        chosen.append(f"starts/{name}")  # how published weights are named
+    if "published" in own.slots:
+        chosen.append(f"starts/published_{name.partition('_')[0]}")
+    return chosen
 
 
 def _with_helpers(page: list[str]) -> list[str]:
@@ -194,10 +303,14 @@ def _numbers(
     network = next(p for p in chosen if p in _networks())
     numbers = {n: _Number(s.value, s.why, _source(s)) for n, s in strategy.settings.items()}
     for name, s in _networks()[network].items():
-        if not name.endswith({"2d": "3d", "3d": "2d"}[dimensionality]):
+        if not name.endswith(_OTHER[dimensionality]):
             short = re.sub("_[23]d$", "", name)
             numbers[short] = _Number(s["value"], s["why"], s["source"])
-    common = {n: _Number(s.value, s.why, _source(s)) for n, s in recommendation.common.items()}
+    common = {
+        re.sub("_[23]d$", "", n): _Number(s.value, s.why, _source(s))
+        for n, s in recommendation.common.items()
+        if not n.endswith(_OTHER[dimensionality])
+    }
     numbers |= dict(_sizes(recommendation, common, network, numbers, dimensionality))
     numbers |= dict(_answers(recommendation, common, dimensionality))
     return numbers | {n: v for n, v in common.items() if n not in numbers}
@@ -220,6 +333,8 @@ def _sizes(
     if side := recommendation.profile.image_size:
         number = _Number(side, "The side that you gave.", "your answer")
     multiple = numbers["patch_size"].value if "patch_size" in numbers else MULTIPLE[network]
+    if recommendation.profile.task == "detection":
+        multiple = math.lcm(multiple, 32)  # the stride of the coarsest anchors
     least = 2 * multiple if network == "networks/swin" else multiple
     rounded = max(least, round(number.value / multiple) * multiple)
     exact = rounded == number.value
@@ -237,11 +352,11 @@ def _answers(
     yield "flip_axes", flips._replace(value=tuple(axes[f] for f in flips.value if f in axes))
     if profile.batch_size:
         yield "batch_size", _Number(profile.batch_size, "The batch that you gave.", "your answer")
+    counted, least = _CLASSES.get(profile.task, ("Classes count from 0.", 2))
     if profile.classes:
-        yield "classes", _Number(profile.classes, _classes_why(profile.task), "your answer")
+        yield "classes", _Number(profile.classes, counted, "your answer")
     else:
-        why = f"You did not say how many. {_classes_why(profile.task)}"
-        yield "classes", _Number(2, why, "choice")
+        yield "classes", _Number(least, f"You did not say how many. {counted}", "choice")
     frozen = profile.adaptation == "frozen"
     why = "Only the layers on top learn." if frozen else "The whole network learns."
     source = "your answer" if profile.adaptation else "choice"
@@ -255,11 +370,6 @@ def _answers(
             why = f"{fractions.why} Shares of {profile.labeled} cases below one case are left out."
             fractions = fractions._replace(value=kept, why=why)
     yield "label_fractions", fractions._replace(value=tuple(map(float, fractions.value)))
-
-
-def _classes_why(task: str) -> str:
-    segments = task == "segmentation"
-    return "The background counts as class 0." if segments else "Classes count from 0."
 
 
 def _like(value: Any, name: str, text: str) -> Any:

@@ -6,11 +6,15 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from .origin import SETTINGS, footer
 from .parts import Part, parse, part
 
 if TYPE_CHECKING:
+    import jinja2
+
     from .plan import Plan, Planned
 
 WIDTH = 100
@@ -28,6 +32,25 @@ def render(plan: Plan) -> str:
     Args:
         plan: From `make_plan`.
     """
+    chosen = [part(name) for name in plan.parts]
+    own = parse("script", "from dataclasses import asdict, dataclass\n")
+    text = _page().render(
+        header=Verbatim("\n".join(f"# {line}".rstrip() for line in plan.header)),
+        docstring=Verbatim(f'"""{plan.title}"""'),
+        imports=Verbatim(imports([own, *chosen])),
+        dims=plan.dims,
+        fields=Verbatim("\n    ".join(_fields(plan.settings))),
+        parts=[Verbatim(p.body) for p in chosen],
+    )
+    start = text.index("@dataclass(frozen=True)\nclass Settings:")
+    bodies = {SETTINGS: text[start : text.index("\n\n\n", start)]}
+    bodies |= {p.name: p.body for p in chosen}
+    return f"{text.rstrip()}\n\n\n{footer(plan.origin, bodies)}\n"
+
+
+@cache
+def _page() -> jinja2.Template:
+    """The page of every script, compiled."""
     import jinja2
 
     from .knowledge import home
@@ -43,17 +66,7 @@ def render(plan: Plan) -> str:
         autoescape=False,
     )
     source = (home("templates") / "script.py.j2").read_text(encoding="utf-8")
-    page = source[source.index("# {% block page %}") :]
-    chosen = [part(name) for name in plan.parts]
-    own = parse("script", "from dataclasses import asdict, dataclass\n")
-    return environment.from_string(page).render(
-        header=Verbatim("\n".join(f"# {line}".rstrip() for line in plan.header)),
-        docstring=Verbatim(f'"""{plan.title}"""'),
-        imports=Verbatim(imports([own, *chosen])),
-        dims=plan.dims,
-        fields=Verbatim("\n    ".join(_fields(plan.settings))),
-        parts=[Verbatim(p.body) for p in chosen],
-    )
+    return environment.from_string(source[source.index("# {% block page %}") :])
 
 
 def literal(value: Any) -> str:

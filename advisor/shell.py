@@ -21,7 +21,7 @@ from .packs import installed
 from .profile import Profile, ProfileError, Question, questions
 
 GROUPS = {
-    "Get an answer": ("ask", "recommend", "generate", "diff", "demo"),
+    "Get an answer": ("ask", "recommend", "generate", "regenerate", "diff", "demo"),
     "Look things up": ("explain", "evidence", "methods", "modalities"),
     "For programs and contributors": ("schema", "rules"),
 }
@@ -256,11 +256,11 @@ def say(line: str, strong: bool = False) -> None:
     click.secho(line, bold=strong, err=True, color=colour)
 
 
-def say_next(script: Path) -> None:
+def say_next(script: Path, stages: Iterable[str]) -> None:
     """What to type once a script is written."""
     without = "" if find_spec("torch") else ', after pip install "medssl-advisor[train]"'
     say(f"next{without}:")
-    for stage in ("pretrain", "finetune", "evaluate"):
+    for stage in stages:
         say(f"  python {shlex.quote(str(script))} {stage} --data manifest.csv --out runs/a")
 
 

@@ -52,6 +52,22 @@ TINY: dict[str, Any] = {
     "decoder_depth": 1,
     "projection_dim": 16,
     "hidden_dim": 32,
+    "pyramid_width": 16,
+    "embedding_dim": 16,
+    "prototypes": 8,
+    "random_crops": 1,
+    "predictor_dim": 32,
+    "predictor_depth": 1,
+    "permutations": 8,
+    "critic_width": 8,
+    "local_views": 2,
+    "words": 6,
+    "adversarial_start": 0.1,
+    "queue_size": 8,
+    "out_dim": 16,
+    "bottleneck_dim": 16,
+    "local_crops": 2,
+    "center_momentum": 0.0,  # at 0.9 the centre would be on its way for as long as tests run
 }
 
 
@@ -97,7 +113,8 @@ def smallest(module: ModuleType) -> dict[str, Any]:
     names = {field.name for field in fields(module.Settings)}
     swin, transformer = hasattr(module, "SwinUNETR"), "network_depth" in names
     width = 12 if swin else 64 if transformer else 8
-    wanted = {**TINY, "network_width": width, "size": 64 if swin else 32}
+    size = 64 if swin else 16 if "base_crops" in names else 32  # VoCo sees ten crops a volume
+    wanted = {**TINY, "network_width": width, "size": size}
     return {name: value for name, value in wanted.items() if name in names}
 
 
@@ -140,16 +157,31 @@ def shape(label: int, sides: tuple[int, ...], rng: np.random.Generator) -> np.nd
     return np.max(away, 0) <= radius if label else sum(a**2 for a in away) <= radius**2
 
 
-def rows_of(count: int, labelled: int, target: str) -> list[dict[str, Any]]:
-    """One patient a row; of the labelled the first four are `test`, the others `train`."""
+def rows_of(count: int, labelled: int, target: str, each: int = 1) -> list[dict[str, Any]]:
+    """`each` rows a patient; who begins within the first four is `test`, other labelled `train`."""
     rows = []
     for n in range(count):
-        value = {"label": n % 2, "labels": ("none", "0", "1", "0;1")[n % 4], "mask": f"m{n}"}[
-            target
-        ]
-        row = {"path": f"i{n}", target: value if n < labelled else "", "patient": f"p{n}"}
-        rows.append({**row, "split": "test" if n < 4 else "train" if n < labelled else ""})
+        known = {"label": n % 2, "labels": ("none", "0", "1", "0;1")[n % 4]}
+        value = known.get(target, f"m{n}")  # the others follow from the image
+        row = {"path": f"i{n}", target: value if n < labelled else "", "patient": f"p{n // each}"}
+        first = n // each * each
+        split = "test" if first < 4 else "train" if first < labelled else ""
+        rows.append({**row, "split": split})
     return rows
+
+
+def entry(target: str, n: int, inside: np.ndarray, ending: str) -> Any:
+    """What a manifest says of image `n`, with a ball or box `inside`."""
+    if target == "target":
+        return round(100 * inside.mean() + np.argwhere(inside).mean(), 3)
+    if target == "boxes":
+        order = slice(None, None, -1 if inside.ndim == 2 else 1)  # x is the column of a picture
+        corners = np.argwhere(inside).min(0)[order], np.argwhere(inside).max(0)[order] + 1
+        return " ".join(map(str, [*corners[0], *corners[1], 0]))
+    other = n - 2 if n % 4 > 1 else n + 2  # of the same class
+    return {"mask": f"m{n}{ending}", "pair": f"i{other}{ending};m{n}{ending};m{other}{ending}"}[
+        target
+    ]
 
 
 def pictures(
@@ -158,19 +190,21 @@ def pictures(
     labelled: int = 12,
     target: str = "label",
     sides: tuple[int, int] = (40, 32),
+    each: int = 1,
 ) -> Path:
     """8-bit grey PNG files of noise with a bright ball or box; returns the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(count, labelled, target)
+    rows = rows_of(count, labelled, target, each)
     for n, row in enumerate(rows):
         rng = np.random.default_rng(n)
         inside = shape(n % 2, sides, rng)
         pixels = 100 * inside + rng.uniform(20, 100, sides)
         row["path"] += ".png"
         Image.fromarray(pixels.astype(np.uint8)).save(folder / row["path"])
-        if target == "mask" and row["mask"]:
-            row["mask"] += ".png"
-            Image.fromarray(inside.astype(np.uint8)).save(folder / row["mask"])
+        if target not in ("label", "labels") and row[target]:
+            row[target] = entry(target, n, inside, ".png")
+            if target in ("mask", "pair"):
+                Image.fromarray(inside.astype(np.uint8)).save(folder / f"m{n}.png")
     return write_manifest(folder / "manifest.csv", rows)
 
 
@@ -191,8 +225,9 @@ def volumes(
         voxels = 400 * inside + rng.normal(-300, 100, sides)
         row["path"] += ".nii.gz"
         nibabel.save(nibabel.Nifti1Image(voxels.astype(np.int16), affine), folder / row["path"])
-        if target == "mask" and row["mask"]:
-            row["mask"] += ".nii.gz"
-            mask = nibabel.Nifti1Image(inside.astype(np.uint8), affine)
-            nibabel.save(mask, folder / row["mask"])
+        if target not in ("label", "labels") and row[target]:
+            row[target] = entry(target, n, inside, ".nii.gz")
+            if target in ("mask", "pair"):
+                mask = nibabel.Nifti1Image(inside.astype(np.uint8), affine)
+                nibabel.save(mask, folder / f"m{n}.nii.gz")
     return write_manifest(folder / "manifest.csv", rows)

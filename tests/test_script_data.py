@@ -23,7 +23,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # on quirks of its files
 
 GREY = ("simclr", "xray", "classification", "2d")  # percentiles, 1 channel
-ULTRASOUND = ("simclr", "ultrasound", "classification", "2d")  # range of the integers, 1 channel
+ULTRASOUND = ("simclr", "ultrasound", "segmentation", "2d")  # range of the integers, uncropped
 ULTRASOUND_VOLUMES = ("models-genesis", "ultrasound", "segmentation", "3d")
 COLOUR = ("simclr", "dermoscopy", "classification", "2d")  # range of the integers, 3 channels
 CT_SLICES = ("simclr", "ct", "classification", "2d")  # Hounsfield window
@@ -178,7 +178,7 @@ def test_16_bits_are_kept(tmp_path: Path) -> None:
 def test_the_copy_in_the_cache_keeps_them_too(tmp_path: Path) -> None:
     ramp = (30000 + np.arange(32 * 32, dtype=np.uint16)).reshape(32, 32)
     module, path = emitted.script(*ULTRASOUND), saved(tmp_path / "ramp.png", ramp)
-    case = module.decode(module.Case(path, "0", "", "", tmp_path), tmp_path, settings(ULTRASOUND))
+    case = module.decode(module.Case(path, "", "", "", tmp_path), tmp_path, settings(ULTRASOUND))
     (image,) = module.Samples([case], settings(ULTRASOUND), targets=False)[0, 0]
     np.testing.assert_allclose(image[0] * 65535, ramp, atol=0.01)
 

@@ -499,5 +499,5 @@ def test_normal_cases_count_as_labelled(tmp_path: Path) -> None:
     manifest, module = emitted.pictures(tmp_path, target="labels"), emitted.script(*FINDINGS)
     cases = module.read_manifest(manifest, emitted.settings(module))
     assert sum(bool(c.target) for c in cases) == 12
-    hot = [module.one_hot(c, emitted.settings(module)).tolist() for c in cases[:4]]
+    hot = module.truths(cases[:4], emitted.settings(module)).tolist()
     assert hot == [[0, 0], [1, 0], [0, 1], [1, 1]]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
+import inspect
 import itertools
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,17 +24,15 @@ from emitted import options, pictures, run, script, settings, text, volumes, wri
 from PIL import Image
 from torch import nn
 
-from advisor import Knowledge
+from advisor import Knowledge, parts, recommend
 
 CASES = [
     (card.id, task, dimensionality)
     for card in Knowledge.load().methods.values()
-    if card.script
+    if card.script and card.family != "baseline"  # which pre-train nothing
     for task, dimensionality in itertools.product(card.script.task, card.script.dimensionality)
+    if task in ("classification", "segmentation")
 ]
-EACH = pytest.mark.parametrize(
-    ("method", "task", "dimensionality"), CASES, ids=["-".join(case) for case in CASES]
-)
 # what is left of the loss on a fixed batch with fixed views: images, steps, learning rate, share
 FALLS = {
     "simclr": (4, 12, 3e-3, 0.5),
@@ -39,15 +40,42 @@ FALLS = {
     "mae": (4, 15, 3e-3, 0.85),
     "models-genesis": (4, 12, 3e-3, 0.3),
     "swin-unetr": (2, 8, 3e-4, 0.8),
+    "relative-position": (2, 15, 1e-3, 0.92),
 }
-# the others pre-train the same network for both tasks
-DIFFERENT = [c for c in CASES if c[1] == "segmentation" or c[0] in ("simclr", "byol")]
+# all methods in 2D and 3D; what takes any network gets another in 3D
+DIFFERENT = [
+    (method, task, dimensionality)
+    for method, task, dimensionality in CASES
+    if task
+    == (
+        "classification"
+        if dimensionality == "2d" and "Encoder" in parts.part(f"methods/{method}").slots
+        else "segmentation"
+    )
+]
+# one of each network
+NETWORKS = [c for c in CASES if c[0] in ("simclr", "mae", "models-genesis", "swin-unetr")]
+DIMENSIONS = sorted({(method, dimensionality) for method, _, dimensionality in CASES})
+TASKS = ("classification", "segmentation", "regression", "retrieval", "detection", "registration")
+
+
+def turns() -> list[tuple[str, str, str]]:
+    """Every method in 2D and 3D, with the tasks that it has a script for in turns."""
+    found = []
+    for number, (method, dimensionality) in enumerate(DIMENSIONS):
+        able = [t for t in TASKS if t in Knowledge.load().methods[method].script.task]
+        found.append((method, able[number % len(able)], dimensionality))
+    return found
+
+
+EACH = pytest.mark.parametrize(
+    ("method", "task", "dimensionality"), NETWORKS, ids=["-".join(case) for case in NETWORKS]
+)
 
 
 def module_for(method: str, task: str, dimensionality: str, **more):
-    backbone = None
-    if not more and method in ("simclr", "byol"):
-        backbone = "cnn"
+    backbones = Knowledge.load().methods[method].script.backbone
+    backbone = "cnn" if "cnn" in backbones else None
     return script(method, "mri", task, dimensionality, backbone=backbone)
 
 
@@ -76,7 +104,11 @@ def descend(module, settings, network: nn.Module, batch, steps: int, rate: float
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = []
+    # images that wait in a queue would repel themselves in every step
+    queues = {n: b.clone() for n, b in network.named_buffers() if n.startswith("queue")}
     for step in range(steps):
+        for name, held in queues.items():
+            setattr(network, name, held)
         loss = one_loss(module, network, *batch)
         optimizer.zero_grad()
         loss.backward()
@@ -94,15 +126,16 @@ def test_pretraining_lowers_the_loss_and_reaches_every_weight(method, task, dime
     torch.manual_seed(0)
     network = module.Method(chosen).train()
     count, steps, rate, share = FALLS.get(method, (4, 15, 1e-3, 0.9))
-    images = structured(module, chosen, count)
-    one_loss(module, network, images).backward()
+    inputs = len(inspect.signature(network.forward).parameters)
+    batch = [structured(module, chosen, count)] * inputs
+    one_loss(module, network, *batch).backward()
     for name, weight in network.named_parameters():
         if not weight.requires_grad:
             assert weight.grad is None and name.startswith("target."), name
         else:
             assert weight.grad is not None, f"{name} gets no gradient"
             assert weight.ndim == 1 or weight.grad.abs().max() > 0, f"{name} has gradient 0"
-    losses = descend(module, chosen, network, [images], steps, rate)
+    losses = descend(module, chosen, network, batch, steps, rate)
     assert min(losses[-3:]) < share * losses[0], losses
 
 
@@ -160,12 +193,60 @@ def test_the_whole_path_runs_and_reports(method, task, dimensionality, tmp_path)
     report = json.loads((out / "hand_over.json").read_text())
     encoder = {f"encoder.{n}" for n in module.Encoder(settings(module)).state_dict()}
     assert encoder <= set(report["loaded"]) and not encoder & {*report["new"], *report["left"]}
-    restored = method == "models-genesis" and task == "segmentation"
+    kept = torch.load(out / "encoder.pt", weights_only=True)
+    restored = task == "segmentation" and any(n.startswith("decoder.") for n in kept)
     assert any(n.startswith("decoder.") for n in report["loaded"]) == restored
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
     history = (out / "pretrain.csv").read_text().splitlines()
     assert history[0] == "step,loss,learning_rate,spread,effective_rank,seconds"
     assert len(history) > 1
+
+
+TARGETS = {
+    "classification": "label",
+    "segmentation": "mask",
+    "regression": "target",
+    "retrieval": "label",
+    "detection": "boxes",
+    "registration": "pair",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "dimensionality"), turns(), ids=["-".join(case) for case in turns()]
+)
+def test_every_method_runs_from_images_to_a_verdict(method, task, dimensionality, tmp_path) -> None:
+    """Each in another modality, and on a transformer wherever the turn comes to it."""
+    card, modalities = Knowledge.load().methods[method], Knowledge.load().modalities
+    able = [m.id for m in modalities.values() if dimensionality in m.dimensionality]
+    number = DIMENSIONS.index((method, dimensionality))
+    answers = (
+        {"modality": modality, "task": task, "dimensionality": dimensionality}
+        for modality in able[number % len(able) :] + able
+    )
+    open_to = next(a for a in answers if method in {s.method for s in ranked(a).strategies})
+    backbone = card.script.backbone[number // 2 % len(card.script.backbone)]
+    module = script(method, open_to["modality"], task, dimensionality, backbone=backbone)
+    write = pictures if dimensionality == "2d" else volumes
+    manifest, out = write(tmp_path, target=TARGETS[task]), tmp_path / "out"
+    swin = {"size": 32} if method == "swin-unetr" and task != "segmentation" else {}
+    run(module, "all", manifest, out, finetune_steps=1, batch_size=2, **swin)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test_patients"] == 4 and len(metrics["verdict"]) == 1
+    for start in ("pretrained", "scratch"):
+        assert all(math.isfinite(v) for v in metrics["results"][0][start].values())
+    report = json.loads((out / "hand_over.json").read_text())
+    encoder = {f"encoder.{n}" for n in module.Encoder(settings(module, **swin)).state_dict()}
+    assert encoder <= set(report["loaded"]) and not encoder & {*report["new"], *report["left"]}
+
+
+@functools.cache
+def ranking_of(*answers: tuple[str, str]):
+    return recommend(dict(answers), engine="reference")
+
+
+def ranked(answers: dict[str, str]):
+    return ranking_of(*answers.items())
 
 
 def labelled(manifest: Path) -> list[str]:
@@ -242,32 +323,9 @@ def test_mae_patches_are_in_the_order_of_the_tokens(dimensionality) -> None:
             p.zero_()
         embedding.patch_embeddings.weight[0] = 1  # the first feature of a token sums its patch
     images = torch.rand(2, 1, *[network.settings.size] * module.DIMS)
-    sums = network.patches(images).sum(2)
+    sums = module.patches(images, network.settings.patch_size).sum(2)
     assert torch.allclose(embedding(images)[..., 0], sums, rtol=1e-4)
     assert sums.shape[1] == (network.settings.size // network.settings.patch_size) ** module.DIMS
-
-
-@pytest.mark.parametrize("dimensionality", ["2d", "3d"])
-def test_genesis_breaks_what_it_says(dimensionality) -> None:
-    module = script("models-genesis", "mri", "segmentation", dimensionality)
-    network, size = module.Method(settings(module)), settings(module).size
-    torch.manual_seed(0)
-    x = torch.rand(4, 1, *[size] * module.DIMS)
-    shuffled = network.shuffled(x)
-    assert not torch.equal(shuffled, x)
-    assert torch.equal(
-        shuffled.flatten(1).sort(1)[0], x.flatten(1).sort(1)[0]
-    )  # only places change
-    curved = network.curved(x).flatten(1)
-    order = x.flatten(1).argsort(1)
-    for steps in curved.gather(1, order).diff(dim=1):
-        assert (steps >= 0).all() or (steps <= 0).all()  # monotone
-    small = torch.stack([network.boxes(x).float().mean() for _ in range(10)]).mean()
-    large = torch.stack([network.boxes(x, large=True).float().mean() for _ in range(10)]).mean()
-    assert 0.02 < small < large < 0.95
-    assert torch.equal(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)))
-    broken = network.corrupt(x)
-    assert 0.2 < (broken != x).float().mean()
 
 
 def test_swin_turns_and_cuts() -> None:
@@ -384,7 +442,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path) -> None:
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize(("method", "task", "dimensionality"), CASES[::3])
+@pytest.mark.parametrize(("method", "task", "dimensionality"), DIFFERENT[::2])
 def test_stopped_at_any_checkpoint_it_goes_on_alike(method, task, dimensionality, tmp_path) -> None:
     module = module_for(method, task, dimensionality)
     write = pictures if dimensionality == "2d" else volumes
@@ -424,6 +482,50 @@ def test_a_polite_stop_saves_and_says_so(tmp_path, capsys) -> None:
     assert stopped.value.code == 143
     assert "the same command continues here" in capsys.readouterr().err
     assert torch.load(tmp_path / "out" / "pretrain.pt", weights_only=True)["step"] == 1
+
+
+def test_two_processes_told_to_stop_save_once_and_go_on(tmp_path) -> None:
+    """As a cluster does it: every process by itself, and a signal to each."""
+    problem = ("moco-v2", "xray", "classification", "2d", "cnn")  # with a queue to be kept
+    module, file = script(*problem), tmp_path / "train.py"
+    file.write_text(text(*problem))
+    manifest, out = pictures(tmp_path / "data"), tmp_path / "out"
+    more = {"epochs": 400, "checkpoint_every": 10_000}
+
+    def started(folder: Path, **changed) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        called = command(file, module, "pretrain", manifest, folder, **{**more, **changed})
+        environments = ({**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": "0"} for r in (0, 1))
+        return [
+            subprocess.Popen(called, env=environment, stderr=subprocess.PIPE, text=True)
+            for environment in environments
+        ]
+
+    processes = started(out)
+    history = out / "pretrain.csv"
+    while not history.exists() or history.read_text().count("\n") < 3:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], errors
+    assert sum("the same command continues here" in error for error in errors) == 1
+    step = torch.load(out / "pretrain.pt", weights_only=True)["step"]
+    total = 400 * 3  # of 12 training images in batches of 4
+    assert 1 < step < total
+    shorter = -(-step // 3) + 1  # epochs; the recipe counts them, so the checkpoint is told of it
+    state = torch.load(out / "pretrain.pt", weights_only=True)
+    assert state["recipe"]["epochs"] == 400
+    state["recipe"]["epochs"] = shorter
+    torch.save(state, out / "pretrain.pt")
+    for process in started(out, epochs=shorter):
+        assert process.communicate() and process.returncode == 0
+    done = torch.load(out / "pretrain.pt", weights_only=True)
+    assert done["step"] == shorter * 3 and done["network"]["queue"].isfinite().all()
 
 
 def test_finished_runs_are_not_trained_again(tmp_path) -> None:

@@ -1,12 +1,19 @@
-"""Run by torchrun: gradients of every method on two processes, against one on the joined batch.
+"""Run by torchrun: gradients of every method on several processes, against one on the joined batch.
 
-What is drawn at random is replaced by functions of the image itself, so that an image meets the
-same views and masks wherever it is; all else, DistributedDataParallel included, is the script's.
+Every process draws the random numbers of the whole batch and keeps those of its own images, so an
+image meets the same views and masks wherever it is; all else is the script's. Methods draw one
+number per image, with the batch as the first dimension, and only such draws are cut.
+`METHODS=simclr,mae` in the environment names some of them.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -14,87 +21,113 @@ from test_script_learning import DIFFERENT, module_for, smallest, structured
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-RAND = torch.rand
-CALLS: list[str] = []
+EACH = 4  # images of a process
 
 
-def key(image: torch.Tensor) -> int:
-    return int(image.double().abs().sum() * 1000) % 1_000_003
+@contextmanager
+def joint_draws() -> Iterator[None]:
+    """Within, what is drawn for `EACH` images is this process's part of a draw for all of them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = slice(rank * EACH, (rank + 1) * EACH)
+
+    def enlarged(shape) -> tuple[int, ...] | None:
+        return (world * EACH, *shape[1:]) if len(shape) and shape[0] == EACH else None
+
+    def creating(function: Callable) -> Callable:  # rand(4, 2), rand((4, 2))
+        def drawn(*shape, **more):
+            shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+            whole = enlarged(shape)
+            return function(*whole, **more)[mine] if whole else function(*shape, **more)
+
+        return drawn
+
+    def alike(function: Callable) -> Callable:
+        def drawn(like, **more):
+            whole = enlarged(like.shape)
+            return (
+                function(like.new_empty(whole), **more)[mine] if whole else function(like, **more)
+            )
+
+        return drawn
+
+    def integers(*bounds_and_shape, **more):
+        *bounds, shape = bounds_and_shape
+        whole = enlarged(shape)
+        return RANDINT(*bounds, whole, **more)[mine] if whole else RANDINT(*bounds, shape, **more)
+
+    def filling(function: Callable) -> Callable:
+        def drawn(tensor, *bounds, **more):
+            whole = enlarged(tensor.shape)
+            if not whole:
+                return function(tensor, *bounds, **more)
+            return tensor.copy_(function(tensor.new_empty(whole), *bounds, **more)[mine])
+
+        return drawn
+
+    with (
+        patch.multiple(torch, rand=creating(torch.rand), randn=creating(torch.randn)),
+        patch.multiple(torch, rand_like=alike(torch.rand_like), randn_like=alike(torch.randn_like)),
+        patch.object(torch, "randint", integers),
+        patch.multiple(
+            torch.Tensor,
+            **{n: filling(getattr(torch.Tensor, n)) for n in ("uniform_", "normal_", "bernoulli_")},
+        ),
+    ):
+        yield
 
 
-def fixed(module, network: nn.Module) -> None:
-    """Makes the random parts depend on nothing but the image."""
-
-    def crop(images, settings):
-        return images[(..., *[slice(settings.size)] * module.DIMS)]
-
-    def distort(images, settings):
-        CALLS.append("distort")  # the second view differs from the first
-        second = len(CALLS) % 2
-        return images * (1 + 0.3 * second) + 0.05 * second * images**2
-
-    module.crop, module.distort = crop, distort
-
-    def per_image(function):
-        def call(x):
-            rows = []
-            for image in x:
-                torch.manual_seed(key(image))
-                rows.append(function(image[None]))
-            return torch.cat(rows)
-
-        return call
-
-    if hasattr(network, "corrupt"):
-        network.corrupt = per_image(network.corrupt)
-    if hasattr(network, "turned"):
-        network.turned = lambda x: (x, torch.tensor([key(image) % 4 for image in x]))
-        network.cut_out = per_image(network.cut_out)
+RANDINT = torch.randint
 
 
-def gradients(module, network: nn.Module, images: torch.Tensor, wrapped: nn.Module) -> torch.Tensor:
-    CALLS.clear()
-    network.zero_grad()
-    loss, _ = wrapped(images)
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
+def gradients(
+    network: nn.Module, batch: list[torch.Tensor], wrapped: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two steps, for the second meets what the first has left; and what both have left."""
+    found = []
+    for step in (1, 2):
+        torch.manual_seed(step)
+        network.zero_grad()
+        loss, _ = wrapped(*batch)
+        loss.backward()
+        found += [p.grad.flatten() for p in network.parameters() if p.requires_grad]
+        if hasattr(network, "after_step"):
+            network.after_step(step / 4)
+    left = [b.double().flatten() for b in network.buffers()]
+    return torch.cat(found), torch.cat([torch.ones(1), *left])
 
 
-def masked_alike(network: nn.Module, images: torch.Tensor):
-    """For MAE the order of patches: the same draw for an image wherever it is."""
-
-    def by_image(*shape, **more):
-        return torch.stack(
-            [RAND(shape[1], generator=torch.Generator().manual_seed(key(i))) for i in images]
-        ).double()
-
-    return by_image if hasattr(network, "hidden_token") else RAND
+def error(case: tuple[str, str, str]) -> float:
+    """How far the processes are from one, as a share of the length of the vector."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    module = module_for(*case)
+    chosen = smallest(module)
+    torch.manual_seed(0)
+    network = module.Method(chosen).train()
+    state = {n: v.clone() for n, v in network.state_dict().items()}
+    inputs = len(inspect.signature(network.forward).parameters)
+    batch = []
+    for _ in range(inputs):
+        images = structured(module, chosen, world * EACH)
+        batch.append(images + 0.1 * torch.rand(images.shape))
+    mine = [images[rank * EACH : (rank + 1) * EACH] for images in batch]
+    with joint_draws():
+        several = gradients(network, mine, DistributedDataParallel(network))
+    network.load_state_dict(state)
+    # the script then takes itself for a single process
+    with patch.object(dist, "is_initialized", lambda: False):
+        one = gradients(network, batch, network)
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(several, one, strict=True))
 
 
 def main() -> None:
     dist.init_process_group("gloo")
-    rank, errors = dist.get_rank(), {}
-    initialized = dist.is_initialized
-    for case in DIFFERENT:
-        module = module_for(*case)
-        chosen = smallest(module)
-        torch.manual_seed(0)
-        network = module.Method(chosen).double().train()
-        state = {n: v.clone() for n, v in network.state_dict().items()}
-        fixed(module, network)
-        images = structured(module, chosen).double()
-        images = images + 0.1 * torch.rand(images.shape, dtype=torch.float64)
-        part = images[rank * 2 : rank * 2 + 2]
-        size = (..., *[slice(chosen.size)] * module.DIMS)
-        torch.rand = masked_alike(network, part[size])
-        two = gradients(module, network, part, DistributedDataParallel(network))
-        network.load_state_dict(state)
-        dist.is_initialized = lambda: False  # the script then takes itself for a single process
-        torch.rand = masked_alike(network, images[size])
-        one = gradients(module, network, images, network)
-        torch.rand, dist.is_initialized = RAND, initialized
-        errors["-".join(case)] = float((two - one).norm() / one.norm())
-    if rank == 0:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # scripts leave half precision so; here it would round
+    named = os.environ.get("METHODS", "")
+    chosen = [case for case in DIFFERENT if not named or case[0] in named.split(",")]
+    errors = {"-".join(case): error(case) for case in chosen}
+    if dist.get_rank() == 0:
         print(json.dumps(errors))
     dist.barrier()
     dist.destroy_process_group()

@@ -33,8 +33,10 @@
 """MAE for ct segmentation in 3D."""
 
 import argparse
+import contextlib
 import csv
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -44,7 +46,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -66,6 +68,7 @@ from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, pixel_array
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 DIMS = 3
@@ -147,6 +150,9 @@ class Settings:
     # Sharp and soft reconstruction kernels differ by about half a voxel to one voxel. [choice; cf.
     # github.com/MIC-DKFZ/nnUNet]
     blur: float = 0.5
+    # Pre-training cuts its crops from a region so many times as long as they are; of 1.25, two
+    # crops share at least two fifths. [choice; cf. arXiv:2209.12157]
+    read_scale: float = 1.25
     # Enough for a few hundred labelled cases, short enough to repeat for every fraction and seed on
     # one GPU. [choice]
     finetune_steps: int = 2000
@@ -182,6 +188,13 @@ class Settings:
     workers: int = 2
     # Splits, first weights, batches and views all follow from it. [choice]
     seed: int = 0
+    # Larger batches of a process go through the network in pieces whose gradients are added; a
+    # smaller number needs less memory and leaves the pre-training loss what it is (the Dice loss of
+    # fine-tuning is then one of each piece). [choice]
+    images_at_once: int = 1024
+    # True computes activations again on the way back instead of keeping them: much less memory for
+    # about one more forward pass a step. [arXiv:1604.06174]
+    recompute: bool = False
 
     def reading(self) -> list:
         """What the decoded copies of the images depend on."""
@@ -193,7 +206,9 @@ class Settings:
         return {n: v for n, v in asdict(self).items() if n not in FREE and not n.startswith(later)}
 
 
-READING = set("size channels intensity_low intensity_high spacing_mm".split())
+READING = set(
+    "size read_scale channels intensity_low intensity_high spacing_mm lit_level lit_share".split()
+)
 FREE = set("workers split seeds label_fractions bootstrap_samples probe_neighbours".split())
 
 
@@ -243,23 +258,43 @@ def read_manifest(manifest: Path, settings: Settings) -> list[Case]:
     for number, row in rows:
         where = f"{manifest} line {number}"
         name, target = row["path"].strip(), row[TARGET].strip()
-        patient, split = row.get("patient", "").strip() or name, row.get("split", "").strip()
         path = manifest.parent / name
-        if not name or not path.exists():
+        file, _ = located(path)
+        own = str(Path(name).with_name(file.name)) if name else ""  # frames of one file are one
+        patient, split = row.get("patient", "").strip() or own, row.get("split", "").strip()
+        if not name or not file.exists():
             fail(f"{where}: path: {name!r} does not exist beside the manifest")
-        if (first := line_of.setdefault(path.resolve(), number)) != number:
-            fail(f"{where}: path: {name!r} is the file of line {first} again")
         if split not in ("", "train", "val", "test"):
             fail(f"{where}: split: {split!r} is not one of train, val, test (or empty)")
         if split and split_of.setdefault(patient, split) != split:
             fail(f"{where}: patient {patient!r} is in both {split_of[patient]} and {split}")
         if target and (problem := problem_with(target, manifest.parent, settings)):
             fail(f"{where}: {TARGET}: {problem}")
-        cases.append(Case(path, target, patient, split, manifest.parent))
+        for each in pictures_of(path, settings):
+            if (first := line_of.setdefault(each.resolve(), number)) != number:
+                fail(f"{where}: path: {name!r} is the file of line {first} again")
+            cases.append(Case(each, paired(each, path, target), patient, split, manifest.parent))
     cases = assign_splits(cases, split_of, settings)
     if "patient" not in rows[0][1]:
         print("note: no patient column, so every file counts as its own patient", file=sys.stderr)
     return cases
+
+
+def located(path: Path) -> tuple[Path, int | None]:
+    """`clip.dcm#7` is frame 7 of clip.dcm, counted from 0; other entries are whole files."""
+    name, _, frame = path.name.rpartition("#")
+    if not name or not frame.isdigit() or path.exists():
+        return path, None
+    return path.with_name(name), int(frame)
+
+
+def paired(each: Path, path: Path, target: str) -> str:
+    """The target of one picture of several; masks are files of the same name, or frames."""
+    if each == path or not target or TARGET != "mask":
+        return target
+    if each.parent == path.parent:
+        return f"{target}#{located(each)[1]}"
+    return str(Path(target) / each.relative_to(path))
 
 
 def assign_splits(cases: list[Case], split_of: dict[str, str], settings: Settings) -> list[Case]:
@@ -310,7 +345,7 @@ def prepare(cases: list[Case], settings: Settings, out: Path) -> list[Case]:
 def refuse_leak(cases: list[Case], out: Path) -> None:
     """Stops if patients whom an earlier stage was trained on are now held out."""
     before = out / "splits.csv"
-    if not before.exists() or not (out / "pretrain.pt").exists():
+    if not (before.exists() and [*out.glob("pretrain.pt"), *out.glob("finetune/*.pt")]):
         return
     with before.open(newline="", encoding="utf-8") as stream:
         seen = {row["patient"] for row in csv.DictReader(stream) if row["split"] == "train"}
@@ -338,7 +373,8 @@ def reason(error: Exception) -> str:
 
 def cached(path: Path, kind: str, cache: Path, settings: Settings) -> tuple[Path, list[float]]:
     """Where the decoded copy lies, and the grid of the image as stored."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    file, _ = located(path)
+    files = sorted(file.iterdir()) if file.is_dir() else [file]
     stamps = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
     wanted = (path.resolve(), stamps, kind, settings.reading())
     copy = cache / f"{hashlib.sha256(repr(wanted).encode()).hexdigest()[:20]}.npy"
@@ -421,49 +457,124 @@ def normalise(image: np.ndarray, settings: Settings) -> np.ndarray:
     return np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)
 
 
+def quantity(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """DICOM pixels in the units of their rescale: in CT Hounsfield units."""
+    rescaled = apply_modality_lut(stored, dataset)
+    return rescaled if (rescaled != stored).any() else stored  # integers stay integers
+
+
+def voxel_size(sides: Sequence[int], stored: Sequence[float], settings: Settings) -> list[float]:
+    """Millimetres per voxel of the working grid, one for all: sizes mean the same everywhere."""
+    return [settings.spacing_mm or float(side) for side in stored]
+
+
+def region(settings: Settings) -> int:
+    """The side of what is read, from which pre-training cuts crops of `size`."""
+    return int(settings.size * settings.read_scale)
+
+
+ARRAYS = (".npy", ".npz")
+
+
+def array_in(path: Path) -> tuple[np.ndarray, list[float]]:
+    """The array of a NumPy file, and the millimetres that an .npz file may hold as `spacing`."""
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        return content, [1.0, 1.0, 1.0]
+    with content:
+        names = [name for name in content.files if name != "spacing"]
+        if len(names) != 1:
+            raise ValueError(f"holds the arrays {', '.join(names) or 'none'}; one is expected")
+        spacing = content["spacing"].ravel().tolist() if "spacing" in content else [1.0] * 3
+        return content[names[0]], spacing
+
+
+def frames_in(path: Path, channels: int) -> np.ndarray:
+    """(T, H, W) or (T, H, W, C): the last axis is of channels if it is as short as they are few."""
+    array, _ = array_in(path)
+    few = {3, 4, channels}
+    if array.ndim == 3 and array.shape[0] in few and array.shape[2] not in few:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in few):
+        array = array[None]
+    if array.ndim not in (3, 4):
+        raise ValueError(f"has the shape {array.shape}; pictures have two axes, then channels")
+    return array
+
+
 # the layout that convolutions prefer; on CPUs the plain one is faster for volumes
 MEMORY = torch.channels_last_3d if torch.cuda.is_available() else torch.contiguous_format
 
 
-def voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def voxels(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(X, Y, Z) in stored units, and the matrix from indices to millimetres (RAS+).
 
-    NIfTI files, or a folder with the slices of one DICOM series.
+    NIfTI files, NumPy arrays in that order, DICOM: a folder with one series, or an enhanced file.
     """
-    if path.is_dir():
-        return series(path)
+    if path.is_dir() or is_dicom(path):
+        return series(path, kind)
+    if path.suffix in ARRAYS:
+        array, spacing = array_in(path)
+        if array.ndim != 3 or len(spacing) != 3:
+            raise ValueError(f"has the shape {array.shape}; one volume with three axes is expected")
+        return array, np.diag([*spacing, 1.0])
     image = nibabel.load(path)
     if len(image.shape) < 3 or max(image.shape[3:], default=1) > 1:
         raise ValueError(f"has the shape {image.shape}; one volume with three axes is expected")
     return np.asanyarray(image.dataobj).reshape(image.shape[:3]), image.affine
 
 
-def series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def slices(path: Path) -> list[tuple[pydicom.Dataset, np.ndarray]]:
+    """Header and pixels of every slice."""
+    if path.is_dir():
+        parts = [pydicom.dcmread(file) for file in sorted(path.iterdir()) if is_dicom(file)]
+        parts = [part for part in parts if "PixelData" in part]
+        if len(parts) < 2 or len({part.SeriesInstanceUID for part in parts}) > 1:
+            raise ValueError("is no folder with the slices of one DICOM series")
+        return [(part, pixel_array(part)) for part in parts]
+    dataset = pydicom.dcmread(path)
+    frames = dataset.get("PerFrameFunctionalGroupsSequence", ())
+    if len(frames) < 2:
+        raise ValueError("does not say where its slices lie; name the folder of its series")
+    shared, stored = dataset.SharedFunctionalGroupsSequence[0], pixel_array(dataset)
+    return [(flat(dataset, shared, frame), plane) for frame, plane in zip(frames, stored)]
+
+
+def flat(dataset: pydicom.Dataset, *groups: pydicom.Dataset) -> pydicom.Dataset:
+    """The header that a frame of an enhanced file would have as a file of its own."""
+    header = pydicom.Dataset()
+    header.update(dataset)
+    for element in (element for group in groups for element in group):
+        if element.VR == "SQ" and element.value:
+            header.update(element.value[0])
+    return header
+
+
+def series(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Slices in the order of their places, not of their names; CT in Hounsfield units."""
-    slices = [pydicom.dcmread(file) for file in sorted(folder.iterdir()) if is_dicom(file)]
-    slices = [part for part in slices if "PixelData" in part]
-    if len(slices) < 2 or len({part.SeriesInstanceUID for part in slices}) > 1:
-        raise ValueError("is no folder with the slices of one DICOM series")
-    across, down = np.reshape(slices[0].ImageOrientationPatient, (2, 3)).astype(float)
+    parts = slices(path)
+    first = parts[0][0]
+    across, down = np.reshape(first.ImageOrientationPatient, (2, 3)).astype(float)
     normal = np.cross(across, down)
-    slices.sort(key=lambda part: normal @ np.asarray(part.ImagePositionPatient, float))
-    places = np.array([part.ImagePositionPatient for part in slices], float)
+    parts.sort(key=lambda part: normal @ np.asarray(part[0].ImagePositionPatient, float))
+    places = np.array([header.ImagePositionPatient for header, _ in parts], float)
     gaps = np.diff(places @ normal)
     if gaps.max() > 1.5 * gaps.min():
         raise ValueError(
             f"lacks or doubles slices: they are {gaps.min():.2f} to {gaps.max():.2f} mm apart"
         )
-    down_mm, across_mm = map(float, slices[0].PixelSpacing)
-    step = (places[-1] - places[0]) / (len(slices) - 1)
+    down_mm, across_mm = map(float, first.PixelSpacing)
+    step = (places[-1] - places[0]) / (len(parts) - 1)
     affine = np.eye(4)
     affine[:3] = np.stack([across * across_mm, down * down_mm, step, places[0]], axis=1)
     affine[:2] *= -1  # DICOM counts to the left and to the back
-    return np.stack([apply_modality_lut(pixel_array(part), part).T for part in slices], 2), affine
+    planes = [plane if kind == "mask" else quantity(plane, header) for header, plane in parts]
+    return np.stack([plane.T for plane in planes], 2), affine
 
 
 def read(path: Path, kind: str, settings: Settings) -> tuple[np.ndarray, list[float]]:
     """(1, X, Y, Z) in RAS+ orientation on the working grid, padded; and the stored grid."""
-    stored, affine = voxels(path)
+    stored, affine = voxels(path, kind)
     array = normalise(finite(stored), settings) if kind == "image" else finite(stored)
     upright = nibabel.as_closest_canonical(nibabel.Nifti1Image(array.astype(np.float32), affine))
     volume = torch.from_numpy(np.ascontiguousarray(upright.dataobj))[None]
@@ -498,14 +609,8 @@ def grid_of(image: nibabel.Nifti1Image) -> list[float]:
     return [*image.shape, *apply_affine(image.affine, ends).ravel().tolist()]
 
 
-def voxel_size(sides: Sequence[int], stored: Sequence[float], settings: Settings) -> list[float]:
-    """Millimetres per voxel of the working grid, one for all: sizes mean the same everywhere."""
-    return [settings.spacing_mm or float(side) for side in stored]
-
-
-def region(settings: Settings) -> int:
-    """The side of what is read; two crops of `size` in it share at least two fifths."""
-    return settings.size * 5 // 4
+def pictures_of(path: Path, settings: Settings) -> list[Path]:
+    return [path]  # a file, or a folder with the slices of a series, is one volume
 
 
 # %% Views: random crops and intensity changes, drawn for whole batches on the device
@@ -543,24 +648,6 @@ def crop(images: torch.Tensor, settings: Settings) -> torch.Tensor:
     return sample(images, random_affine(images, settings.min_scale, settings), settings.size)
 
 
-def distort(images: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Random gamma, brightness, contrast, blur and noise per image, as between scanners."""
-    shape = (len(images), *[1] * (images.ndim - 1))
-
-    def draw(low: float, high: float) -> torch.Tensor:
-        return torch.empty(shape, device=images.device).uniform_(low, high)
-
-    images = images.clamp_min(0) ** torch.exp(
-        draw(-1, 1) * torch.log1p(torch.tensor(settings.gamma))
-    )
-    images = (
-        images * draw(1 - settings.gamma / 2, 1 + settings.gamma / 2)
-        + draw(-0.1, 0.1) * settings.gamma
-    )
-    images = torch.lerp(images, blurred(images, settings.blur), draw(0, 1))
-    return images + torch.randn_like(images) * draw(0, settings.noise)
-
-
 def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur, one axis after the other."""
     radius = max(1, round(2 * sigma))
@@ -568,11 +655,39 @@ def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     kernel = torch.softmax(-(offsets**2) / (2 * max(sigma, 1e-3) ** 2), 0)
     convolve = F.conv2d if images.ndim == 4 else F.conv3d
     flat = images.flatten(0, 1)[:, None]
-    for axis in range(2, images.ndim):
-        shape, padding = [1] * images.ndim, [0] * (images.ndim - 2)
-        shape[axis], padding[axis - 2] = -1, radius
-        flat = convolve(flat, kernel.view(shape), padding=padding)
+    with torch.autocast(images.device.type, enabled=False):  # views keep their precision
+        for axis in range(2, images.ndim):
+            shape, padding = [1] * images.ndim, [0] * (images.ndim - 2)
+            shape[axis], padding[axis - 2] = -1, radius
+            flat = convolve(flat, kernel.view(shape), padding=padding)
     return flat.view_as(images)
+
+
+def spread(images: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """One random number from `low` to `high` per image, in a shape that multiplies images."""
+    shape = (len(images), *[1] * (images.ndim - 1))
+    return torch.empty(shape, device=images.device).uniform_(low, high)
+
+
+def tone(images: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Random gamma, contrast and brightness."""
+    power = torch.exp(spread(images, -1, 1) * math.log1p(settings.gamma))
+    images = images.clamp_min(0) ** power
+    contrast = spread(images, 1 - settings.gamma / 2, 1 + settings.gamma / 2)
+    return images * contrast + spread(images, -0.1, 0.1) * settings.gamma
+
+
+def distort(images: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """What differs between scanners: tone, sharpness and noise."""
+    images = tone(images, settings)
+    images = torch.lerp(images, blurred(images, settings.blur), spread(images, 0, 1))
+    return images + torch.randn_like(images) * spread(images, 0, settings.noise)
+
+
+def recomputed(blocks: Iterable[nn.Module], settings: Settings) -> None:
+    """Blocks forget what they computed and compute it again for the gradient (arXiv:1604.06174)."""
+    for block in blocks if settings.recompute else ():
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 # %% Network
@@ -597,7 +712,28 @@ class Encoder(nn.Module):
         )
         for block in self.net.blocks:
             block.norm_cross_attn = nn.Identity()  # unused here, and processes would wait for it
+        for layer in self.net.modules():
+            if isinstance(layer, nn.LayerNorm):
+                layer.eps = 1e-6  # as published Vision Transformers have it
+        recomputed(self.net.blocks, settings)
         self.width, self.grid = width, settings.size // settings.patch_size
+
+    def tokens(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, side, ...) -> (B, T, width): one token a patch, which do not know their places."""
+        return self.net.patch_embedding.patch_embeddings(images).flatten(2).mT
+
+    def placed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Adds the positions, interpolated for crops that are smaller than `size`."""
+        positions = self.net.patch_embedding.position_embeddings.mT.unflatten(2, [self.grid] * DIMS)
+        grid = [round(tokens.shape[1] ** (1 / DIMS))] * DIMS
+        mode = "bicubic" if DIMS == 2 else "trilinear"
+        return tokens + F.interpolate(positions, grid, mode=mode).flatten(2).mT
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T, width) -> (B, T, width), for any choice of placed tokens."""
+        for block in self.net.blocks:
+            tokens = block(tokens)
+        return self.net.norm(tokens)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, size, ...) -> token maps (B, width, grid, ...) at 1/3, 2/3 and all depth."""
@@ -607,8 +743,8 @@ class Encoder(nn.Module):
         return [tokens.mT.unflatten(2, [self.grid] * DIMS) for tokens in chosen]
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, size, ...) -> (B, width)"""
-        return self.net(images)[0].mean(1)
+        """(B, C, side, ...) -> (B, width)"""
+        return self.encode(self.placed(self.tokens(images))).mean(1)
 
 
 class Decoder(nn.Module):
@@ -616,6 +752,8 @@ class Decoder(nn.Module):
 
     def __init__(self, encoder: Encoder, outputs: int, settings: Settings):
         super().__init__()
+        if settings.patch_size.bit_count() != 1:
+            fail(f"patch_size: {settings.patch_size} is no power of 2, so masks cannot be grown")
         steps = settings.patch_size.bit_length() - 1  # doublings from the token grid to the image
         widths = [settings.decoder_width * 2**level for level in range(steps)]  # fine to coarse
         shared = {"norm_name": "instance", "res_block": True}
@@ -645,6 +783,28 @@ class Decoder(nn.Module):
         return self.final(x)
 
 
+def levels(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of every patch of (B, T, P), each (B, T, 1)."""
+    variance, mean = torch.var_mean(rows, 2, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def patches(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(B, C, size, ...) -> (B, T, C * side^d), in the order of a transformer's tokens."""
+    dims = images.ndim - 2
+    for axis in range(2, 2 + dims):
+        images = images.unfold(axis, side, side)
+    return images.flatten(2, 1 + dims).flatten(3).transpose(1, 2).flatten(2)
+
+
+def assembled(rows: torch.Tensor, like: torch.Tensor, side: int) -> torch.Tensor:
+    """The inverse: (B, T, C * side^d) -> the shape of `like`."""
+    dims, grid = like.ndim - 2, [size // side for size in like.shape[2:]]
+    x = rows.unflatten(2, (like.shape[1], *[side] * dims)).unflatten(1, grid)
+    order = [place for axis in range(dims) for place in (1 + axis, 2 + dims + axis)]
+    return x.permute(0, 1 + dims, *order).reshape(like.shape)  # (B, C, grid, side, grid, side, ...)
+
+
 # %% Method
 class Method(nn.Module):
     """MAE (arXiv:2111.06377): rebuild the hidden patches of an image from the visible ones."""
@@ -666,41 +826,120 @@ class Method(nn.Module):
         self.rebuild = nn.Sequential(*blocks, nn.LayerNorm(width))
         self.leave = nn.Linear(width, settings.channels * settings.patch_size**DIMS)
 
-    def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, size, ...) -> (B, tokens, C * patch^d), in the order of the encoder's tokens."""
-        for axis in range(2, 2 + DIMS):
-            images = images.unfold(axis, self.settings.patch_size, self.settings.patch_size)
-        return images.flatten(2, 1 + DIMS).flatten(3).permute(0, 2, 1, 3).flatten(2)
-
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images = crop(images, self.settings)
-        net = self.encoder.net
-        tokens = net.patch_embedding(images)  # (B, T, width), positions added
-        count, total, _ = tokens.shape
+        visible, hidden = self.drawn(images)
+        x = self.encoded(images, visible)
+        target = patches(images, self.settings.patch_size).take_along_dim(hidden, 1)
+        # mean squared error on hidden patches, normalised by their own mean and variance
+        mean, scale = levels(target)
+        error = self.rebuilt(x, visible, hidden).float() - (target - mean) / scale
+        return error.square().mean(), x.detach().mean(1)
+
+    def drawn(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers of the patches that are visible and of those that are hidden, (B, T', 1) each."""
+        total = self.encoder.grid**DIMS
         kept = max(1, round(total * (1 - self.settings.mask_ratio)))
-        order = torch.rand(count, total, device=images.device).argsort(1)
-        visible, hidden = order[:, :kept, None], order[:, kept:, None]
-        x = tokens.take_along_dim(visible, 1)  # the encoder never sees the hidden patches
-        for block in net.blocks:
-            x = block(x)
-        x = net.norm(x)
-        features = x.detach().mean(1)
+        order = torch.rand(len(images), total, device=images.device).argsort(1)[..., None]
+        return order[:, :kept], order[:, kept:]
 
-        x = torch.cat([self.enter(x), self.hidden_token.expand(count, total - kept, -1)], 1)
-        x = x + self.position.expand(count, -1, -1).take_along_dim(order[..., None], 1)
-        x = self.leave(self.rebuild(x))
-        target = self.patches(images).take_along_dim(hidden, 1)
-        # section 3: mean squared error on hidden patches, normalised by their own mean and variance
-        spread, mean = torch.var_mean(target, 2, keepdim=True)
-        target = (target - mean) / (spread + 1e-6).sqrt()
-        return (x[:, kept:].float() - target).square().mean(), features
+    def encoded(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Tokens of the visible patches; the encoder never sees the hidden ones."""
+        tokens = self.encoder.placed(self.encoder.tokens(images))
+        return self.encoder.encode(tokens.take_along_dim(visible, 1))
+
+    def rebuilt(self, x: torch.Tensor, visible: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden patches from the tokens of the visible ones."""
+        count, kept, _ = visible.shape
+        x = torch.cat([self.enter(x), self.hidden_token.expand(*hidden.shape[:2], -1)], 1)
+        order = torch.cat([visible, hidden], 1)
+        x = x + self.position.expand(count, -1, -1).take_along_dim(order, 1)
+        return self.leave(self.rebuild(x))[:, kept:]
+
+    @torch.no_grad()
+    def pictures(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        images, side = crop(images, self.settings), self.settings.patch_size
+        visible, hidden = self.drawn(images)
+        rows = patches(images, side)
+        mean, scale = levels(rows.take_along_dim(hidden, 1))
+        found = self.rebuilt(self.encoded(images, visible), visible, hidden).float() * scale + mean
+        places = hidden.expand_as(found)
+        shown = {"hidden": rows.scatter(1, places, 0), "rebuilt": rows.scatter(1, places, found)}
+        return {"image": images} | {n: assembled(r, images, side) for n, r in shown.items()}
 
 
-TARGET = "mask"
+# %% Crops: a cube out of a larger array
+def corner_of(
+    shape: tuple[int, ...], side: int, rng: np.random.Generator, centre: np.ndarray | None = None
+) -> list[int]:
+    """Of a random crop, or of the one around `centre` that stays inside."""
+    if centre is None:
+        return [int(rng.integers(0, length - side + 1)) for length in shape]
+    corner = np.asarray(centre).astype(int) - side // 2
+    return [int(np.clip(start, 0, length - side)) for start, length in zip(corner, shape)]
+
+
+def cut(array: np.ndarray, corner: list[int], side: int) -> np.ndarray:
+    """(C, X, ...) -> (C, side, ...)"""
+    return array[(slice(None), *(slice(start, start + side) for start in corner))]
+
+
 PRIMARY = "Dice"
 
 
-# %% Task: a class per pixel or voxel; masks hold class numbers, 0 is background
+def dice(found: np.ndarray, truth: np.ndarray, classes: int) -> list[float]:
+    """Of each foreground class; NaN where both are empty."""
+    values = []
+    for c in range(1, classes):
+        total = (found == c).sum() + (truth == c).sum()
+        values.append(2 * ((found == c) & (truth == c)).sum() / total if total else np.nan)
+    return values
+
+
+class Score:
+    """Mean Dice over classes and cases of bootstrap samples, from counts of the cases drawn."""
+
+    def __init__(self, predicted: np.ndarray, cases: list[Case], settings: Settings):
+        per_class = predicted[:, : settings.classes - 1]
+        # cases without any target, true or found, say nothing
+        self.counted = ~np.isnan(per_class).all(axis=1)
+        if not self.counted.any():
+            fail("no test case holds anything but background, true or found; Dice is not defined")
+        self.per_case = np.nanmean(per_class[self.counted], axis=1)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """counts (samples, cases) -> scores (samples,)"""
+        counts = counts[:, self.counted]
+        return counts @ self.per_case / counts.sum(1)
+
+
+# %% Masks hold class numbers per pixel or voxel, 0 is background
+def decoded_mask(
+    name: str, case: Case, image: Path, grid: list[float], cache: Path, settings: Settings
+) -> str:
+    """The mask's decoded copy, which must lie on the grid of its image."""
+    try:
+        array, own_grid = cached(case.folder / name, "mask", cache, settings)
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be used as a mask: {reason(error)}") from None
+    sizes, own_sizes = (" x ".join(map(str, g[:DIMS])) for g in (grid, own_grid))
+    if own_sizes != sizes:
+        raise ValueError(f"{name}: is {own_sizes}, but its image is {sizes}: {image}")
+    if not np.allclose(own_grid, grid, rtol=0, atol=0.5):  # millimetres
+        raise ValueError(f"{name}: lies elsewhere in space than its image: {image}")
+    classes = np.load(array)
+    if (highest := int(classes.max())) >= settings.classes:
+        hint = "divide the mask by 255" if set(np.unique(classes)) <= {0, 255} else "set --classes"
+        raise ValueError(
+            f"{name}: holds class {highest}, but classes are 0 to {settings.classes - 1}: {hint}"
+        )
+    return str(array)
+
+
+TARGET = "mask"
+
+
+# %% Task: a class per pixel or voxel
 def problem_with(target: str, folder: Path, settings: Settings) -> str | None:
     """Why this entry of the manifest cannot be used."""
     return None if (folder / target).exists() else f"{target!r} does not exist beside the manifest"
@@ -710,23 +949,7 @@ def decode_target(case: Case, grid: list[float], cache: Path, settings: Settings
     """The mask's decoded copy, on the same grid as its image."""
     if not case.target:
         return ""
-    try:
-        array, own_grid = cached(case.folder / case.target, "mask", cache, settings)
-    except Exception as error:
-        raise ValueError(f"{case.target}: cannot be used as a mask: {reason(error)}") from None
-    sizes, own_sizes = (" x ".join(map(str, g[:DIMS])) for g in (grid, own_grid))
-    if own_sizes != sizes:
-        raise ValueError(f"{case.target}: is {own_sizes}, but its image is {sizes}: {case.path}")
-    if not np.allclose(own_grid, grid, rtol=0, atol=0.5):  # millimetres
-        raise ValueError(f"{case.target}: lies elsewhere in space than its image: {case.path}")
-    classes = np.load(array)
-    if (highest := int(classes.max())) >= settings.classes:
-        hint = "divide the mask by 255" if set(np.unique(classes)) <= {0, 255} else "set --classes"
-        raise ValueError(
-            f"{case.target}: holds class {highest}, "
-            f"but classes are 0 to {settings.classes - 1}: {hint}"
-        )
-    return str(array)
+    return decoded_mask(case.target, case, case.path, grid, cache, settings)
 
 
 class Samples(torch.utils.data.Dataset):
@@ -739,21 +962,18 @@ class Samples(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]):
         case, rng = self.cases[key[0]], np.random.default_rng(key[1])
         image = np.load(case.array, mmap_mode="r")
-        corner = [int(rng.integers(0, length - self.side + 1)) for length in image.shape[1:]]
+        corner = corner_of(image.shape[1:], self.side, rng)
         if not self.targets:
-            return (unpacked(self.cut(image, corner)),)
+            return (unpacked(cut(image, corner, self.side)),)
         mask = np.load(case.target, mmap_mode="r")
         # every second crop is centred on a labelled voxel, so that small targets are seen
         if rng.random() < 0.5:
             labelled = np.argwhere(mask[0])
             if len(labelled):
-                centre = labelled[rng.integers(len(labelled))] - self.side // 2
-                corner = [int(np.clip(c, 0, n - self.side)) for c, n in zip(centre, mask.shape[1:])]
-        target = torch.from_numpy(self.cut(mask, corner).astype(np.float32))
-        return unpacked(self.cut(image, corner)), target
-
-    def cut(self, array: np.ndarray, corner: list[int]) -> np.ndarray:
-        return array[(slice(None), *(slice(start, start + self.side) for start in corner))]
+                centre = labelled[rng.integers(len(labelled))]
+                corner = corner_of(image.shape[1:], self.side, rng, centre)
+        target = torch.from_numpy(cut(mask, corner, self.side).astype(np.float32))
+        return unpacked(cut(image, corner, self.side)), target
 
 
 class Model(nn.Module):
@@ -792,28 +1012,8 @@ def predict(model: Model, cases: list[Case], settings: Settings) -> np.ndarray:
             image, window, 4, model.predict, overlap=0.5, mode="gaussian"
         )
         found, truth = logits.argmax(1).cpu().numpy()[0], np.load(case.target)[0]
-        dice = []
-        for c in range(1, settings.classes):
-            total = (found == c).sum() + (truth == c).sum()
-            dice.append(2 * ((found == c) & (truth == c)).sum() / total if total else np.nan)
-        rows.append(dice)
+        rows.append(dice(found, truth, settings.classes))
     return np.array(rows, dtype=float)
-
-
-class Score:
-    """Mean Dice over classes and cases of bootstrap samples, from counts of the cases drawn."""
-
-    def __init__(self, predicted: np.ndarray, cases: list[Case], settings: Settings):
-        # cases without any target, true or found, say nothing
-        self.counted = ~np.isnan(predicted).all(axis=1)
-        if not self.counted.any():
-            fail("no test case holds anything but background, true or found; Dice is not defined")
-        self.per_case = np.nanmean(predicted[self.counted], axis=1)
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """counts (samples, cases) -> scores (samples,)"""
-        counts = counts[:, self.counted]
-        return counts @ self.per_case / counts.sum(1)
 
 
 def columns(predicted: np.ndarray) -> list[list[float]]:
@@ -827,6 +1027,23 @@ def probes(
     return {}  # features are coarser than masks, so frozen ones are no fair test here
 
 
+def backward(
+    network: nn.Module, batch: list[torch.Tensor], settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the batch, piece after piece: a mean over images needs no more at a time."""
+    pieces = list(zip(*(part.split(settings.images_at_once) for part in batch)))
+    total = torch.zeros((), device=batch[0].device)
+    for number, piece in enumerate(pieces, start=1):
+        alone = number < len(pieces) and hasattr(network, "no_sync")  # processes agree once
+        with network.no_sync() if alone else contextlib.nullcontext():
+            with precision(piece[0].device):
+                loss, features = network(*piece)
+            loss = loss * (len(piece[0]) / len(batch[0]))
+            loss.backward()
+        total += loss.detach()
+    return total, features
+
+
 # %% The loop, for pre-training and fine-tuning alike; it knows no method, task or modality
 def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -835,6 +1052,21 @@ def rank_and_world() -> tuple[int, int]:
 def this_device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """Half the memory and twice the speed on GPUs that know bfloat16; losses stay in float32."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+
+
+def stopped(signals: list[int]) -> bool:
+    """Whether any process was told to stop; all hear of it at the same step."""
+    if rank_and_world()[1] == 1:
+        return bool(signals)
+    told = torch.tensor(len(signals), device=this_device())
+    dist.all_reduce(told)
+    return told.item() > 0
 
 
 def save(content: object, file: Path) -> None:
@@ -939,40 +1171,41 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         batch = [part.to(device, non_blocking=True) for part in batch]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, features = wrapped(*batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, features = backward(wrapped, batch, settings)
         nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
         optimizer.step()
         step += 1
         if hasattr(network, "after_step"):
             network.after_step(step / schedule.steps)
-        total += loss.detach()
+        total += loss
         last = step == schedule.steps
         if step % settings.log_every == 0 or last:  # reading the loss waits for the device
             mean = total.item() / ((step - 1) % settings.log_every + 1)
             watch(step, mean, schedule.rate(step - 1), features)
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             total.zero_()
-        stop = bool(signals) and world == 1  # torchrun itself stops several processes
+        stop = stopped(signals)
         if rank == 0 and (step % settings.checkpoint_every == 0 or last or stop):
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             save({**state, "step": step, "recipe": recipe}, file)
         if stop:
-            print(f"stopped at step {step}; the same command continues here", file=sys.stderr)
+            if rank == 0:
+                print(f"stopped at step {step}; the same command continues here", file=sys.stderr)
             raise SystemExit(143)
     signal.signal(signal.SIGTERM, previous)
     return network
 
 
-STARTS = ("pretrained", "scratch")
+def pool(cases: list[Case], settings: Settings) -> Samples:
+    """What pre-training draws from: every image by itself."""
+    return Samples(cases, settings, targets=False)
 
 
-# %% The protocol: pre-train, fine-tune from both starts, compare them on the test patients
+# %% Pre-training
 def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
     """On every image of the training patients, labelled or not; writes encoder.pt."""
-    data = Samples([c for c in cases if c.split == "train"], settings, targets=False)
+    data = pool([c for c in cases if c.split == "train"], settings)
     rank, world = rank_and_world()
     batch = shared_evenly(min(settings.batch_size, len(data.cases)))
     if batch != settings.batch_size and rank == 0:
@@ -992,28 +1225,155 @@ def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
         save(kept, out / "encoder.pt")
 
 
+def pretrained(settings: Settings, out: Path) -> dict[str, torch.Tensor]:
+    """What pretrain wrote, if it was trained on images as they are read now."""
+    file = out / "encoder.pt"
+    if not file.exists():
+        fail(f"{file} is missing: run pretrain first")
+    known = torch.load(out / "pretrain.pt", mmap=True, weights_only=True)["recipe"]
+    if changed := [n for n in READING if known.get(n) != asdict(settings).get(n)]:
+        fail(f"{file} was trained on images of another {changed[0]}: {known[changed[0]]}")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+FIRST = {"pretrain": pretrain}  # stages before fine-tuning
+HISTORIES = {"pretrain": "black"}  # their losses in curves.png
+
+
+STARTS = {"pretrained": "tab:blue", "scratch": "tab:orange"}  # and their colours in curves.png
+
+
+# %% Starts: from pre-trained weights and from scratch, all else alike
+def first_model(start: str, seed: int, settings: Settings, out: Path) -> nn.Module:
+    """The network before fine-tuning; what is new in it is the same for both starts."""
+    torch.manual_seed(seed)
+    model = Model(settings)
+    if start == "pretrained":
+        hand_over(model, pretrained(settings, out), out)
+    return model
+
+
+def hand_over(model: nn.Module, given: dict[str, torch.Tensor], out: Path) -> None:
+    """Loads all pre-trained tensors that fit, reports which, and accepts no gap in the encoder."""
+    own = model.state_dict()
+    fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
+    for name in sorted({*given, *own} - fits.keys()):
+        if name.startswith("encoder."):
+            stage = next(iter(FIRST))
+            fail(
+                f"{out}/encoder.pt: {name} does not fit this network; "
+                f"run {stage} again with these settings"
+            )
+    model.load_state_dict({**own, **fits})
+    report = {"loaded": fits, "new": own.keys() - fits, "left": given.keys() - fits}
+    text = json.dumps({kind: sorted(names) for kind, names in report.items()}, indent=1)
+    (out / "hand_over.json").write_text(text)
+
+
+def compare(cases: list[Case], fraction: float, scores: dict, settings: Settings) -> dict:
+    """Paired: both starts see the same labels and seeds, and the same drawn patients."""
+    pretrained, scratch = (np.stack(scores[start, fraction]) for start in STARTS)
+    return {
+        "label_fraction": fraction,
+        "labelled_cases": len(labelled_part(cases, fraction, settings.seed)),
+        "pretrained": interval(over_seeds(pretrained, settings)),
+        "scratch": interval(over_seeds(scratch, settings)),
+        "difference": interval(over_seeds(pretrained - scratch, settings)),
+        "difference_per_seed": (pretrained - scratch)[:, 0].round(4).tolist(),
+    }
+
+
+def verdict(result: dict, patients: int, settings: Settings) -> str:
+    """Did pre-training help, by how much, and how sure is that?"""
+    gap, cases, seeds = result["difference"], result["labelled_cases"], settings.seeds
+    unclear = "made no difference that these patients can show"
+    found = "helped" if gap["low"] > 0 else "hurt" if gap["high"] < 0 else unclear
+    return (
+        f"With {cases} labelled case{'s' * (cases > 1)}, pre-training {found}: "
+        f"{PRIMARY} {result['pretrained']['value']:.3f} against "
+        f"{result['scratch']['value']:.3f} from scratch, difference {gap['value']:+.3f} "
+        f"(95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}; "
+        f"{patients} test patients, {seeds} seed{'s' * (seeds > 1)})."
+    )
+
+
+def pictures_for(
+    cases: list[Case], settings: Settings, out: Path
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """What the method is given and makes of it, with the weights that it has so far."""
+    data, file = pool(cases, settings), out / "pretrain.pt"
+    batch = [torch.stack(part) for part in zip(*(data[n, n] for n in range(len(data.cases))))]
+    torch.manual_seed(settings.seed)
+    method, title = Method(settings), "untrained weights"
+    if file.exists():
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            method.load_state_dict(state["network"])
+        except RuntimeError:
+            fail(f"{file} was made with other settings: choose another --out")
+        title = f"weights of step {state['step']}"
+    method = method.to(this_device()).eval()
+    return title, {"as read": batch[0], **method.pictures(*(b.to(this_device()) for b in batch))}
+
+
+ROWS, COLUMNS = 4, 10
+
+
+# %% Preview: what the network is given, seen before hours are spent on it
+def preview(cases: list[Case], settings: Settings, out: Path) -> None:
+    """Writes preview.png: training images as they are read, and what becomes of them."""
+    training = [replace(c, target="") for c in cases if c.split == "train"]
+    (out / "cache").mkdir(parents=True, exist_ok=True)
+    read, problem = [], "there is no training image"
+    for case in training[:: max(1, len(training) // ROWS)] + training:
+        if len(read) == ROWS:
+            break
+        found = decode(case, out / "cache", settings)
+        if isinstance(found, str):
+            problem = f"{case.path}: {found}"
+        elif found not in read:
+            read.append(found)
+    if not read:
+        fail(f"nothing to show: {problem}")
+    title, pictures = pictures_for(read, settings, out)
+    pictures = dict(list(pictures.items())[:COLUMNS])  # of many tiles the first
+    draw_pictures(title, pictures, [case.path.name for case in read], out / "preview.png")
+    print(f"{out / 'preview.png'}: {', '.join(pictures)}; {title}")
+
+
+def draw_pictures(
+    title: str, pictures: dict[str, torch.Tensor], names: list[str], file: Path
+) -> None:
+    """One row an image, one column a picture."""
+    figure = Figure(figsize=(2 * len(pictures) + 0.3, 2 * len(names) + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(len(names), len(pictures), squeeze=False)
+    for column, (name, batch) in enumerate(pictures.items()):
+        axes[0, column].set_title(name, fontsize=9)
+        for row, picture in enumerate(batch[: len(names)].float().cpu()):
+            axes[row, column].imshow(plane(picture), cmap="gray", vmin=0, vmax=1)
+    for row, name in zip(axes, names):
+        row[0].set_ylabel(name[-20:], fontsize=7)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    part = file.with_suffix(".png.part")
+    figure.savefig(part, dpi=120, format="png")
+    os.replace(part, file)
+
+
+def plane(picture: torch.Tensor) -> np.ndarray:
+    """(C, H, W), or of (C, X, Y, Z) the middle axial slice with the front on top, for imshow."""
+    if picture.ndim == 4:
+        picture = picture[..., picture.shape[-1] // 2].mT.flip(1)
+    shown = picture.permute(1, 2, 0) if len(picture) == 3 else picture[0]
+    return shown.clamp(0, 1).numpy()
+
+
+# %% The protocol: fine-tune from every start, evaluate on the test patients
 def shared_evenly(batch: int) -> int:
     """The next smaller batch of which every process gets an equal part, at least one image."""
     _, world = rank_and_world()
     return max(1, batch // world) * world
-
-
-def hand_over(model: nn.Module, file: Path, settings: Settings) -> None:
-    """Loads all pre-trained tensors that fit, reports which, and accepts no gap in the encoder."""
-    if not file.exists():
-        fail(f"{file} is missing: run pretrain first")
-    known = torch.load(file.with_name("pretrain.pt"), mmap=True, weights_only=True)["recipe"]
-    if changed := [n for n in READING if known.get(n) != asdict(settings).get(n)]:
-        fail(f"{file} was trained on images of another {changed[0]}: {known[changed[0]]}")
-    given, own = torch.load(file, map_location="cpu", weights_only=True), model.state_dict()
-    fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
-    for name in sorted({*given, *own} - fits.keys()):
-        if name.startswith("encoder."):
-            fail(f"{file}: {name} does not fit this network; pre-train again with these settings")
-    model.load_state_dict({**own, **fits})
-    report = {"loaded": fits, "new": own.keys() - fits, "left": given.keys() - fits}
-    text = json.dumps({kind: sorted(names) for kind, names in report.items()}, indent=1)
-    file.with_name("hand_over.json").write_text(text)
 
 
 def labelled_part(cases: list[Case], fraction: float, seed: int) -> list[Case]:
@@ -1040,10 +1400,7 @@ def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
     (out / "finetune").mkdir(exist_ok=True)
     steps, rate = settings.finetune_steps, settings.finetune_learning_rate
     for start, fraction, seed, file in runs(settings, out):
-        torch.manual_seed(seed)
-        model = Model(settings)
-        if start == "pretrained":
-            hand_over(model, out / "encoder.pt", settings)
+        model = first_model(start, seed, settings, out)
         if settings.adaptation == "frozen":
             model.encoder.requires_grad_(False)
         data = Samples(labelled_part(cases, fraction, seed), settings, targets=True)
@@ -1053,7 +1410,9 @@ def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
 
 
 def evaluate(cases: list[Case], settings: Settings, out: Path) -> None:
-    """Writes metrics.json, predictions.csv and curves.png, and says whether pre-training helped."""
+    """Writes metrics.json, predictions.csv and curves.png, and a sentence on what was found."""
+    if rank_and_world()[0] > 0:
+        return
     test = [c for c in cases if c.target and c.split == settings.split]
     if not test:
         fail(f"no labelled case in the {settings.split} split")
@@ -1118,75 +1477,47 @@ def over_seeds(scores: np.ndarray, settings: Settings) -> np.ndarray:
     return (weights * scores).sum(0)
 
 
-def compare(cases: list[Case], fraction: float, scores: dict, settings: Settings) -> dict:
-    """Paired: both starts see the same labels and seeds, and the same drawn patients."""
-    pretrained, scratch = (np.stack(scores[start, fraction]) for start in STARTS)
-    return {
-        "label_fraction": fraction,
-        "labelled_cases": len(labelled_part(cases, fraction, settings.seed)),
-        "pretrained": interval(over_seeds(pretrained, settings)),
-        "scratch": interval(over_seeds(scratch, settings)),
-        "difference": interval(over_seeds(pretrained - scratch, settings)),
-        "difference_per_seed": (pretrained - scratch)[:, 0].round(4).tolist(),
-    }
-
-
 def frozen_features(cases: list[Case], test: list[Case], settings: Settings, out: Path) -> dict:
-    """What the encoder's features are worth before any fine-tuning, beside random weights."""
+    """What each start's features are worth before any fine-tuning."""
     labelled, scores = [c for c in cases if c.target and c.split == "train"], {}
     for start in STARTS:
-        torch.manual_seed(settings.seed)
-        model = Model(settings)
-        if start == "pretrained":
-            hand_over(model, out / "encoder.pt", settings)
-        scores[start] = probes(model.encoder.to(this_device()), labelled, test, settings)
+        encoder = first_model(start, settings.seed, settings, out).encoder
+        scores[start] = probes(encoder.to(this_device()), labelled, test, settings)
     return scores
-
-
-def verdict(result: dict, patients: int, settings: Settings) -> str:
-    """Did pre-training help, by how much, and how sure is that?"""
-    gap, cases, seeds = result["difference"], result["labelled_cases"], settings.seeds
-    unclear = "made no difference that these patients can show"
-    found = "helped" if gap["low"] > 0 else "hurt" if gap["high"] < 0 else unclear
-    return (
-        f"With {cases} labelled case{'s' * (cases > 1)}, pre-training {found}: "
-        f"{PRIMARY} {result['pretrained']['value']:.3f} against "
-        f"{result['scratch']['value']:.3f} from scratch, difference {gap['value']:+.3f} "
-        f"(95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}; "
-        f"{patients} test patients, {seeds} seed{'s' * (seeds > 1)})."
-    )
 
 
 def draw_curves(results: list[dict], settings: Settings, out: Path) -> None:
     """curves.png: the losses, and the score against the number of labelled cases."""
-    colours = {"pretrain": "black", "pretrained": "tab:blue", "scratch": "tab:orange"}
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for file in [
-        out / "pretrain.csv",
-        *(run[3].with_suffix(".csv") for run in runs(settings, out)),
-    ]:
+    files = {out / f"{name}.csv": colour for name, colour in HISTORIES.items()}
+    files |= {run[3].with_suffix(".csv"): STARTS[run[0]] for run in runs(settings, out)}
+    for file, colour in files.items():
         curve = np.genfromtxt(file, delimiter=",", names=True)
-        left.plot(curve["step"], curve["loss"], color=colours[file.stem.split("-")[0]], alpha=0.7)
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="black: pre-training")
-    for start in STARTS:
+        left.plot(curve["step"], curve["loss"], color=colour, alpha=0.7)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    for name, colour in {**HISTORIES, **STARTS}.items():
+        left.plot([], [], color=colour, label=name)
+    left.legend()
+    for start, colour in STARTS.items():
         low, value, high = (
             np.array([r[start][k] for r in results]) for k in ("low", "value", "high")
         )
         spans = np.clip([value - low, high - value], 0, None)
         cases = [r["labelled_cases"] for r in results]
-        right.errorbar(
-            cases, value, spans, label=start, color=colours[start], marker="o", capsize=4
-        )
+        right.errorbar(cases, value, spans, label=start, color=colour, marker="o", capsize=4)
     right.set(xlabel="labelled cases", ylabel=PRIMARY, title="test patients, 95 % intervals")
     right.legend()
     figure.savefig(out / "curves.png", dpi=120)
 
 
+STAGES = {**FIRST, "finetune": finetune, "evaluate": evaluate}
+
+
 def parse_arguments() -> tuple[argparse.Namespace, Settings]:
     """Every setting is an option; defaults and reasons stand in Settings above."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["pretrain", "finetune", "evaluate", "all"])
+    parser.add_argument("stage", choices=["preview", *STAGES, "all"])
     parser.add_argument("--data", type=Path, required=True, help="the manifest, a CSV file")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
     for field in fields(Settings):
@@ -1206,7 +1537,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Settings]:
 
 def main() -> None:
     arguments, settings = parse_arguments()
-    stage, out = arguments.stage, arguments.out
+    out = arguments.out
+    if arguments.stage == "preview":
+        return preview(read_manifest(arguments.data, settings), settings, out)
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, world = rank_and_world()
@@ -1220,17 +1553,29 @@ def main() -> None:
         shared = [cases]
         dist.broadcast_object_list(shared)
         cases = shared[0]
-    if stage in ("pretrain", "all"):
-        pretrain(cases, settings, out)
-    if world > 1:
-        dist.barrier()  # encoder.pt is there
-    if stage in ("finetune", "all"):
-        finetune(cases, settings, out)
-    if stage in ("evaluate", "all") and rank == 0:
-        evaluate(cases, settings, out)
+    for name, run in STAGES.items():
+        if arguments.stage in (name, "all"):
+            if world > 1:
+                dist.barrier()  # what the stage before wrote is there
+            run(cases, settings, out)
     if world > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+
+
+# Emitted by medssl from the words below; `medssl regenerate --check` compares, by part:
+# {"profile": {"modality": "ct", "task": "segmentation", "dimensionality": "3d", "labeled": 40,
+# "unlabeled": 3000}, "method": "mae", "parts": "settings 1 30d1d0d37acc, data/manifest 18
+# 387d88302ab7, data/window 1 b4f83be90c64, data/rescaled 1 fe8774b9a472, data/grid_spacing 2
+# 6e1bc64b537d, data/array 3 3f3fb6727149, data/volume3d 8 dd1610579cb8, data/one_each 1
+# 4a17dff2c808, views/geometry 3 595a0f7ff6a2, views/blurred 1 b2a87925f98f, views/spread 1
+# a129bf2456de, views/tone 1 2a3b8d779790, views/grey 1 6380b0560663, networks/recomputed 1
+# 557af4ccd22f, networks/vit 1 e75f45052957, networks/vit_decoder 1 b85ba351378b, methods/levels 1
+# b31c06efe6ad, methods/patches 2 e62630ba5e67, methods/mae 1 33c5808dd0b9, tasks/crops 2
+# d166e7a50f81, tasks/dice 3 739ac21de331, tasks/masks 1 e08e7308d18e, tasks/segmentation 8
+# 35b3c59b4863, loops/pieces 1 732906611b4d, loop 10 ffa790718673, data/pool 1 0365cecb7dd5,
+# starts/pretrain 4 6d997dfa42e9, starts/compared 5 507c61ff0b6d, preview_method 1 91a85daeba3d,
+# preview 4 8275bab2c5ab, protocol 15 bebd0219f7f7"}

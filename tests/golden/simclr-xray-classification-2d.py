@@ -1,4 +1,4 @@
-# Strategy: SimCLR (simclr), contrastive; rank 8 of 28, score 1.50, moderate certainty
+# Strategy: SimCLR (simclr), contrastive; rank 12 of 30, score 1.50, moderate certainty
 # Tied with: dino, moco-v2, moco-v3
 # Problem: modality xray; task classification; dimensionality 2d; labeled 200; classes 14
 # Unknown: unlabeled, multilabel, target_scale, multi_view, backbone, adaptation, batch_size,
@@ -26,9 +26,10 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -158,7 +159,9 @@ class Settings:
         return {n: v for n, v in asdict(self).items() if n not in FREE and not n.startswith(later)}
 
 
-READING = set("size channels intensity_low intensity_high spacing_mm".split())
+READING = set(
+    "size read_scale channels intensity_low intensity_high spacing_mm lit_level lit_share".split()
+)
 FREE = set("workers split seeds label_fractions bootstrap_samples probe_neighbours".split())
 
 
@@ -208,23 +211,43 @@ def read_manifest(manifest: Path, settings: Settings) -> list[Case]:
     for number, row in rows:
         where = f"{manifest} line {number}"
         name, target = row["path"].strip(), row[TARGET].strip()
-        patient, split = row.get("patient", "").strip() or name, row.get("split", "").strip()
         path = manifest.parent / name
-        if not name or not path.exists():
+        file, _ = located(path)
+        own = str(Path(name).with_name(file.name)) if name else ""  # frames of one file are one
+        patient, split = row.get("patient", "").strip() or own, row.get("split", "").strip()
+        if not name or not file.exists():
             fail(f"{where}: path: {name!r} does not exist beside the manifest")
-        if (first := line_of.setdefault(path.resolve(), number)) != number:
-            fail(f"{where}: path: {name!r} is the file of line {first} again")
         if split not in ("", "train", "val", "test"):
             fail(f"{where}: split: {split!r} is not one of train, val, test (or empty)")
         if split and split_of.setdefault(patient, split) != split:
             fail(f"{where}: patient {patient!r} is in both {split_of[patient]} and {split}")
         if target and (problem := problem_with(target, manifest.parent, settings)):
             fail(f"{where}: {TARGET}: {problem}")
-        cases.append(Case(path, target, patient, split, manifest.parent))
+        for each in pictures_of(path, settings):
+            if (first := line_of.setdefault(each.resolve(), number)) != number:
+                fail(f"{where}: path: {name!r} is the file of line {first} again")
+            cases.append(Case(each, paired(each, path, target), patient, split, manifest.parent))
     cases = assign_splits(cases, split_of, settings)
     if "patient" not in rows[0][1]:
         print("note: no patient column, so every file counts as its own patient", file=sys.stderr)
     return cases
+
+
+def located(path: Path) -> tuple[Path, int | None]:
+    """`clip.dcm#7` is frame 7 of clip.dcm, counted from 0; other entries are whole files."""
+    name, _, frame = path.name.rpartition("#")
+    if not name or not frame.isdigit() or path.exists():
+        return path, None
+    return path.with_name(name), int(frame)
+
+
+def paired(each: Path, path: Path, target: str) -> str:
+    """The target of one picture of several; masks are files of the same name, or frames."""
+    if each == path or not target or TARGET != "mask":
+        return target
+    if each.parent == path.parent:
+        return f"{target}#{located(each)[1]}"
+    return str(Path(target) / each.relative_to(path))
 
 
 def assign_splits(cases: list[Case], split_of: dict[str, str], settings: Settings) -> list[Case]:
@@ -275,7 +298,7 @@ def prepare(cases: list[Case], settings: Settings, out: Path) -> list[Case]:
 def refuse_leak(cases: list[Case], out: Path) -> None:
     """Stops if patients whom an earlier stage was trained on are now held out."""
     before = out / "splits.csv"
-    if not before.exists() or not (out / "pretrain.pt").exists():
+    if not (before.exists() and [*out.glob("pretrain.pt"), *out.glob("finetune/*.pt")]):
         return
     with before.open(newline="", encoding="utf-8") as stream:
         seen = {row["patient"] for row in csv.DictReader(stream) if row["split"] == "train"}
@@ -303,7 +326,8 @@ def reason(error: Exception) -> str:
 
 def cached(path: Path, kind: str, cache: Path, settings: Settings) -> tuple[Path, list[float]]:
     """Where the decoded copy lies, and the grid of the image as stored."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    file, _ = located(path)
+    files = sorted(file.iterdir()) if file.is_dir() else [file]
     stamps = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
     wanted = (path.resolve(), stamps, kind, settings.reading())
     copy = cache / f"{hashlib.sha256(repr(wanted).encode()).hexdigest()[:20]}.npy"
@@ -387,6 +411,46 @@ def normalise(image: np.ndarray, settings: Settings) -> np.ndarray:
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
 
 
+def quantity(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """DICOM pixels in the units of their rescale: in CT Hounsfield units."""
+    rescaled = apply_modality_lut(stored, dataset)
+    return rescaled if (rescaled != stored).any() else stored  # integers stay integers
+
+
+def framed(image: np.ndarray, settings: Settings) -> np.ndarray:
+    return image  # (C, H, W): all of it
+
+
+ARRAYS = (".npy", ".npz")
+
+
+def array_in(path: Path) -> tuple[np.ndarray, list[float]]:
+    """The array of a NumPy file, and the millimetres that an .npz file may hold as `spacing`."""
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        return content, [1.0, 1.0, 1.0]
+    with content:
+        names = [name for name in content.files if name != "spacing"]
+        if len(names) != 1:
+            raise ValueError(f"holds the arrays {', '.join(names) or 'none'}; one is expected")
+        spacing = content["spacing"].ravel().tolist() if "spacing" in content else [1.0] * 3
+        return content[names[0]], spacing
+
+
+def frames_in(path: Path, channels: int) -> np.ndarray:
+    """(T, H, W) or (T, H, W, C): the last axis is of channels if it is as short as they are few."""
+    array, _ = array_in(path)
+    few = {3, 4, channels}
+    if array.ndim == 3 and array.shape[0] in few and array.shape[2] not in few:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in few):
+        array = array[None]
+    if array.ndim not in (3, 4):
+        raise ValueError(f"has the shape {array.shape}; pictures have two axes, then channels")
+    return array
+
+
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".mpg", ".m4v", ".webm")
 MEMORY = torch.channels_last  # the layout that convolutions prefer
 
 
@@ -395,13 +459,50 @@ def region(settings: Settings) -> int:
     return settings.size
 
 
-def pixels(path: Path, kind: str) -> np.ndarray:
+def opened(file: Path) -> Image.Image:
+    if file.suffix.lower() in VIDEOS:
+        raise ValueError(
+            "is a video, which is not read: make it a folder of frames "
+            "(ffmpeg -i FILE FOLDER/%05d.png) and name the folder"
+        )
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        raise ValueError(
+            "is too large for one picture: tile it (vips dzsave FILE FOLDER --depth one "
+            "--tile-size 512 --skip-blanks 5) and name the folder"
+        ) from None
+
+
+def frames(file: Path, settings: Settings) -> int:
+    """How many pictures the file holds."""
+    if file.suffix in ARRAYS:
+        return len(frames_in(file, settings.channels))
+    if is_dicom(file):
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+        return int(dataset.get("NumberOfFrames") or 1)
+    with opened(file) as image:
+        return getattr(image, "n_frames", 1)
+
+
+def pixels(path: Path, kind: str, settings: Settings) -> np.ndarray:
     """(H, W) or (H, W, C) in stored units; 16 bits stay 16 bits."""
-    if is_dicom(path):
-        return dicom_pixels(path, kind)
-    with Image.open(path) as image:
-        if image.format == "TIFF" and image.n_frames > 1:
-            raise ValueError("has several frames; write one file a frame")
+    file, frame = located(path)
+    count = frames(file, settings)
+    if count > 1 and frame is None:
+        raise ValueError(
+            f"has several frames: name one ({file.name}#0 to #{count - 1}), write a folder "
+            "of frames or tiles, or describe the data as video"
+        )
+    frame = frame or 0
+    if frame >= count:
+        raise ValueError(f"has no frame {frame}; the last is {count - 1}")
+    if file.suffix in ARRAYS:
+        return frames_in(file, settings.channels)[frame]
+    if is_dicom(file):
+        return dicom_pixels(file, frame, kind)
+    with opened(file) as image:
+        image.seek(frame)
         if kind == "mask" and image.mode in ("1", "P"):
             return np.asarray(image)  # class numbers; the palette is only for showing them
         grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
@@ -409,33 +510,38 @@ def pixels(path: Path, kind: str) -> np.ndarray:
         return np.asarray(image.convert(plain))
 
 
-def dicom_pixels(path: Path, kind: str) -> np.ndarray:
-    dataset = pydicom.dcmread(path)
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise ValueError("has several frames; write one file a frame")
-    stored, meaning = pixel_array(dataset), dataset.PhotometricInterpretation
+def dicom_pixels(file: Path, frame: int, kind: str) -> np.ndarray:
+    dataset = pydicom.dcmread(file)
+    stored, meaning = pixel_array(dataset, index=frame), dataset.PhotometricInterpretation
     if meaning == "PALETTE COLOR" and kind == "image":
         return apply_color_lut(stored, dataset)
-    if meaning.startswith("MONOCHROME"):
-        rescaled = apply_modality_lut(stored, dataset)
-        stored = rescaled if (rescaled != stored).any() else stored  # integers stay integers
+    if meaning.startswith("MONOCHROME") and kind == "image":
+        stored = quantity(stored, dataset)
     return stored.max() - stored if meaning == "MONOCHROME1" and kind == "image" else stored
 
 
 def read(path: Path, kind: str, settings: Settings) -> tuple[np.ndarray, list[int]]:
     """(C, size, size), longer side resized and shorter padded; and the stored (H, W)."""
-    stored = finite(pixels(path, kind))
+    stored = finite(pixels(path, kind, settings))
     grid = list(stored.shape[:2])
     if kind == "mask":
         plane = stored if stored.ndim == 2 else stored[..., 0]
         if stored.ndim == 3 and (stored != plane[..., None]).any():
             raise ValueError("is a colour picture; a mask holds one class number a pixel")
         return square(plane[None], settings.size, "nearest-exact"), grid
-    image = normalise(stored, settings)
-    image = image[None] if image.ndim == 2 else image[..., :3].transpose(2, 0, 1)
+    image = channels_of(stored, settings)
+    return square(framed(image, settings), settings.size, "bilinear"), grid
+
+
+def channels_of(stored: np.ndarray, settings: Settings) -> np.ndarray:
+    """(C, H, W) in [0, 1]; what has more channels than a colour picture scales each by itself."""
+    planes = stored[None] if stored.ndim == 2 else np.moveaxis(stored, 2, 0)
+    if settings.channels > 3 and len(planes) == settings.channels:
+        return np.stack([normalise(plane, settings) for plane in planes])
+    image = normalise(planes[:3], settings)
     if len(image) != settings.channels:  # radiographs are often saved as RGB, colour images as grey
         image = np.repeat(image.mean(0, keepdims=True), settings.channels, axis=0)
-    return square(image, settings.size, "bilinear"), grid
+    return image
 
 
 def square(image: np.ndarray, size: int, mode: str) -> np.ndarray:
@@ -445,6 +551,14 @@ def square(image: np.ndarray, size: int, mode: str) -> np.ndarray:
     pixels = F.interpolate(pixels, (height, width), mode=mode, antialias=mode == "bilinear")[0]
     top, left = (size - height) // 2, (size - width) // 2
     return F.pad(pixels, (left, size - width - left, top, size - height - top)).numpy()
+
+
+def pictures_of(path: Path, settings: Settings) -> list[Path]:
+    """A folder stands for all files below it, such as the tiles of a slide."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
+    return found or [path]
 
 
 # %% Views: random crops and intensity changes, drawn for whole batches on the device
@@ -482,24 +596,6 @@ def crop(images: torch.Tensor, settings: Settings) -> torch.Tensor:
     return sample(images, random_affine(images, settings.min_scale, settings), settings.size)
 
 
-def distort(images: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Random gamma, brightness, contrast, blur and noise per image, as between scanners."""
-    shape = (len(images), *[1] * (images.ndim - 1))
-
-    def draw(low: float, high: float) -> torch.Tensor:
-        return torch.empty(shape, device=images.device).uniform_(low, high)
-
-    images = images.clamp_min(0) ** torch.exp(
-        draw(-1, 1) * torch.log1p(torch.tensor(settings.gamma))
-    )
-    images = (
-        images * draw(1 - settings.gamma / 2, 1 + settings.gamma / 2)
-        + draw(-0.1, 0.1) * settings.gamma
-    )
-    images = torch.lerp(images, blurred(images, settings.blur), draw(0, 1))
-    return images + torch.randn_like(images) * draw(0, settings.noise)
-
-
 def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur, one axis after the other."""
     radius = max(1, round(2 * sigma))
@@ -507,11 +603,33 @@ def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     kernel = torch.softmax(-(offsets**2) / (2 * max(sigma, 1e-3) ** 2), 0)
     convolve = F.conv2d if images.ndim == 4 else F.conv3d
     flat = images.flatten(0, 1)[:, None]
-    for axis in range(2, images.ndim):
-        shape, padding = [1] * images.ndim, [0] * (images.ndim - 2)
-        shape[axis], padding[axis - 2] = -1, radius
-        flat = convolve(flat, kernel.view(shape), padding=padding)
+    with torch.autocast(images.device.type, enabled=False):  # views keep their precision
+        for axis in range(2, images.ndim):
+            shape, padding = [1] * images.ndim, [0] * (images.ndim - 2)
+            shape[axis], padding[axis - 2] = -1, radius
+            flat = convolve(flat, kernel.view(shape), padding=padding)
     return flat.view_as(images)
+
+
+def spread(images: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """One random number from `low` to `high` per image, in a shape that multiplies images."""
+    shape = (len(images), *[1] * (images.ndim - 1))
+    return torch.empty(shape, device=images.device).uniform_(low, high)
+
+
+def tone(images: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Random gamma, contrast and brightness."""
+    power = torch.exp(spread(images, -1, 1) * math.log1p(settings.gamma))
+    images = images.clamp_min(0) ** power
+    contrast = spread(images, 1 - settings.gamma / 2, 1 + settings.gamma / 2)
+    return images * contrast + spread(images, -0.1, 0.1) * settings.gamma
+
+
+def distort(images: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """What differs between scanners: tone, sharpness and noise."""
+    images = tone(images, settings)
+    images = torch.lerp(images, blurred(images, settings.blur), spread(images, 0, 1))
+    return images + torch.randn_like(images) * spread(images, 0, settings.noise)
 
 
 class Summed(torch.autograd.Function):
@@ -574,10 +692,31 @@ class Encoder(nn.Module):
             feed_forward=False,
         )
         self.net, self.width = synced(net), 512
+        self.widths = [64, 64, 128, 256, 512]  # of the maps
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(B, C, size, ...) -> five maps from size/2 to size/32."""
+        net = self.net
+        maps = [net.act(net.bn1(net.conv1(images)))]
+        x = net.maxpool(maps[0])
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, size, ...) -> (B, width)"""
-        return self.net(images)
+        return self(images)[-1].flatten(2).mean(2)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers; between them batch norm over the batch of all processes, and ReLU."""
+    *inner, last = pairwise(widths)
+    layers = []
+    for inputs, outputs in inner:
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs)]
+        layers.append(nn.ReLU(inplace=True))
+    return synced(nn.Sequential(*layers, nn.Linear(*last)))
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
@@ -589,6 +728,18 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return Summed.apply(torch.cat(placed))
 
 
+def nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
+    """NT-Xent (arXiv:2002.05709) of normalised features (2B, D): first views, then second ones."""
+    first, second = map(gather, z.chunk(2))  # of all processes: (N, D) each
+    every = torch.cat([first, second])
+    # l(i, j) = -log( exp(sim(z_i, z_j) / t) / sum_{k != i} exp(sim(z_i, z_k) / t) )
+    similarity = every @ every.T / temperature  # (2N, 2N)
+    itself = torch.eye(len(every), dtype=torch.bool, device=z.device)
+    similarity = similarity.masked_fill(itself, -torch.inf)
+    partner = torch.arange(len(every), device=z.device).roll(len(first))
+    return F.cross_entropy(similarity, partner)
+
+
 # %% Method
 class Method(nn.Module):
     """SimCLR (arXiv:2002.05709): two views of one image attract, all other images repel."""
@@ -598,26 +749,21 @@ class Method(nn.Module):
     def __init__(self, settings: Settings):
         super().__init__()
         self.settings = settings
-        encoder = Encoder(settings)
-        head = nn.Sequential(
-            nn.Linear(encoder.width, encoder.width, bias=False),
-            nn.BatchNorm1d(encoder.width),
-            nn.ReLU(inplace=True),
-            nn.Linear(encoder.width, settings.projection_dim),
-        )
-        self.encoder, self.head = encoder, synced(head)
+        self.encoder = Encoder(settings)
+        width = self.encoder.width
+        self.head = mlp(width, width, settings.projection_dim)
+
+    def views(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [distort(crop(images, self.settings), self.settings) for _ in range(2)]
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        views = torch.cat([distort(crop(images, self.settings), self.settings) for _ in range(2)])
+        views = torch.cat(self.views(images))
         z = F.normalize(self.head(self.encoder.embed(views)).float(), dim=1)  # (2B, D)
-        first, second = map(gather, z.chunk(2))  # of all processes: (N, D) each
-        every = torch.cat([first, second])
-        # eq. 1: l(i, j) = -log( exp(sim(z_i, z_j) / t) / sum_{k != i} exp(sim(z_i, z_k) / t) )
-        similarity = every @ every.T / self.settings.temperature  # (2N, 2N)
-        itself = torch.eye(len(every), dtype=torch.bool, device=z.device)
-        similarity = similarity.masked_fill(itself, -torch.inf)
-        partner = torch.arange(len(every), device=z.device).roll(len(first))
-        return F.cross_entropy(similarity, partner), z.detach()
+        return nt_xent(z, self.settings.temperature), z.detach()
+
+    @torch.no_grad()
+    def pictures(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(("first view", "second view"), self.views(images)))
 
 
 TARGET = "label"
@@ -637,6 +783,49 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().softmax(1)
 
 
+# %% Whole images, in training, in evaluation and for what their frozen features are worth
+class Samples(torch.utils.data.Dataset):
+    """Whole images (C, size, ...); for fine-tuning with their rows of `truths`."""
+
+    def __init__(self, cases: list[Case], settings: Settings, targets: bool):
+        self.cases = cases
+        self.truths = truths(cases, settings) if targets else None
+
+    def __getitem__(self, key: tuple[int, int]):
+        image = unpacked(np.load(self.cases[key[0]].array))
+        return (image,) if self.truths is None else (image, self.truths[key[0]])
+
+
+@torch.inference_mode()
+def on_all(compute: Callable, cases: list[Case], settings: Settings) -> torch.Tensor:
+    """compute(images) -> (B, ...) for all cases, on the CPU."""
+    images, rows = Samples(cases, settings, targets=False), []
+    for start in range(0, len(cases), 64):
+        batch = [images[i, 0][0] for i in range(start, min(start + 64, len(cases)))]
+        rows.append(compute(torch.stack(batch).to(this_device())).float().cpu())
+    return torch.cat(rows)
+
+
+def standardised(
+    encoder: nn.Module, train: list[Case], test: list[Case], settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frozen features (cases, width) of both, on the scale of those for training."""
+    encoder.eval()
+    x, query = (on_all(encoder.embed, cases, settings) for cases in (train, test))
+    mean, spread = x.mean(0), x.std(0, correction=0) + 1e-6
+    return (x - mean) / spread, (query - mean) / spread
+
+
+def neighbours(
+    x: torch.Tensor, y: torch.Tensor, query: torch.Tensor, settings: Settings
+) -> torch.Tensor:
+    """The mean of y (cases, n) over the cases nearest to each query, the nearer the heavier."""
+    similarity = F.normalize(query, dim=1) @ F.normalize(x, dim=1).T
+    near = similarity.topk(min(settings.probe_neighbours, len(x)), dim=1)
+    weights = (near.values / 0.07).softmax(1)  # arXiv:1805.01978
+    return torch.einsum("qk,qkn->qn", weights, y[near.indices])
+
+
 PRIMARY = "AUROC"
 
 
@@ -653,22 +842,12 @@ def decode_target(case: Case, grid: list[float], cache: Path, settings: Settings
     return case.target  # class numbers need no decoding
 
 
-def one_hot(case: Case, settings: Settings) -> torch.Tensor:
-    truth = torch.zeros(settings.classes)
-    truth[list(parse(case.target))] = 1
+def truths(cases: list[Case], settings: Settings) -> torch.Tensor:
+    """(cases, classes), 1 where a case belongs to a class."""
+    truth = torch.zeros(len(cases), settings.classes)
+    for row, case in zip(truth, cases):
+        row[list(parse(case.target))] = 1
     return truth
-
-
-class Samples(torch.utils.data.Dataset):
-    """Whole images (C, size, ...); with one-hot labels (classes,) for fine-tuning."""
-
-    def __init__(self, cases: list[Case], settings: Settings, targets: bool):
-        self.cases, self.settings, self.targets = cases, settings, targets
-
-    def __getitem__(self, key: tuple[int, int]):
-        case = self.cases[key[0]]
-        image = unpacked(np.load(case.array))
-        return (image, one_hot(case, self.settings)) if self.targets else (image,)
 
 
 class Model(nn.Module):
@@ -693,22 +872,16 @@ class Model(nn.Module):
         return probabilities(self.head(self.encoder.embed(images)))
 
 
-@torch.inference_mode()
 def predict(model: Model, cases: list[Case], settings: Settings) -> np.ndarray:
     """Probabilities (cases, classes)."""
-    images, device = Samples(cases, settings, targets=False), next(model.parameters()).device
-    batches = (
-        torch.stack([images[i, 0][0] for i in range(start, min(start + 64, len(cases)))])
-        for start in range(0, len(cases), 64)
-    )
-    return torch.cat([model.predict(batch.to(device)) for batch in batches]).cpu().numpy()
+    return on_all(model.predict, cases, settings).numpy()
 
 
 class Score:
     """Macro AUROC (one against the rest) of bootstrap samples, from counts of the cases drawn."""
 
     def __init__(self, predicted: np.ndarray, cases: list[Case], settings: Settings):
-        truth = torch.stack([one_hot(case, settings) for case in cases]).numpy() > 0
+        truth = truths(cases, settings).numpy() > 0
         self.pairs = []
         for positive, score in zip(truth.T, predicted.T):
             if positive.any() and not positive.all():
@@ -735,29 +908,11 @@ def columns(predicted: np.ndarray) -> list[list[float]]:
     return predicted.round(5).tolist()
 
 
-@torch.inference_mode()
-def features_of(encoder: nn.Module, cases: list[Case], settings: Settings) -> torch.Tensor:
-    """Frozen features (cases, width), on the CPU."""
-    images, device = Samples(cases, settings, targets=False), next(encoder.parameters()).device
-    rows = [encoder.embed(images[i, 0][0][None].to(device)) for i in range(len(cases))]
-    return torch.cat(rows).float().cpu()
-
-
 def probes(
     encoder: nn.Module, train: list[Case], test: list[Case], settings: Settings
 ) -> dict[str, float]:
     """AUROC of a weighted nearest-neighbour vote and of a linear probe on frozen features."""
-    encoder.eval()
-    x, y = features_of(encoder, train, settings), torch.stack([one_hot(c, settings) for c in train])
-    query = features_of(encoder, test, settings)
-    mean, spread = x.mean(0), x.std(0) + 1e-6
-    x, query = (x - mean) / spread, (query - mean) / spread
-
-    similarity = F.normalize(query, dim=1) @ F.normalize(x, dim=1).T
-    near = similarity.topk(min(settings.probe_neighbours, len(x)), dim=1)
-    votes = (near.values / 0.07).softmax(1)  # arXiv:1805.01978
-    neighbours = torch.einsum("qk,qkc->qc", votes, y[near.indices])
-
+    (x, query), y = standardised(encoder, train, test, settings), truths(train, settings)
     linear = nn.Linear(x.shape[1], settings.classes)
     nn.init.zeros_(linear.weight)
     optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=100, line_search_fn="strong_wolfe")
@@ -769,11 +924,22 @@ def probes(
         return loss
 
     optimizer.step(closure)
-    everyone = np.ones((1, len(test)))
-    scores = {"kNN": neighbours, "linear probe": probabilities(linear(query)).detach()}
-    return {
-        name: float(Score(p.numpy(), test, settings)(everyone)[0]) for name, p in scores.items()
+    found = {
+        "kNN": neighbours(x, y, query, settings),
+        "linear probe": probabilities(linear(query)).detach(),
     }
+    everyone = np.ones((1, len(test)))
+    return {name: float(Score(p.numpy(), test, settings)(everyone)[0]) for name, p in found.items()}
+
+
+def backward(
+    network: nn.Module, batch: list[torch.Tensor], settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the whole batch at once: its images are compared, or normalised, together."""
+    with precision(batch[0].device):
+        loss, features = network(*batch)
+    loss.backward()
+    return loss.detach(), features
 
 
 # %% The loop, for pre-training and fine-tuning alike; it knows no method, task or modality
@@ -784,6 +950,21 @@ def rank_and_world() -> tuple[int, int]:
 def this_device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """Half the memory and twice the speed on GPUs that know bfloat16; losses stay in float32."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+
+
+def stopped(signals: list[int]) -> bool:
+    """Whether any process was told to stop; all hear of it at the same step."""
+    if rank_and_world()[1] == 1:
+        return bool(signals)
+    told = torch.tensor(len(signals), device=this_device())
+    dist.all_reduce(told)
+    return told.item() > 0
 
 
 def save(content: object, file: Path) -> None:
@@ -888,40 +1069,41 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         batch = [part.to(device, non_blocking=True) for part in batch]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, features = wrapped(*batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, features = backward(wrapped, batch, settings)
         nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
         optimizer.step()
         step += 1
         if hasattr(network, "after_step"):
             network.after_step(step / schedule.steps)
-        total += loss.detach()
+        total += loss
         last = step == schedule.steps
         if step % settings.log_every == 0 or last:  # reading the loss waits for the device
             mean = total.item() / ((step - 1) % settings.log_every + 1)
             watch(step, mean, schedule.rate(step - 1), features)
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             total.zero_()
-        stop = bool(signals) and world == 1  # torchrun itself stops several processes
+        stop = stopped(signals)
         if rank == 0 and (step % settings.checkpoint_every == 0 or last or stop):
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             save({**state, "step": step, "recipe": recipe}, file)
         if stop:
-            print(f"stopped at step {step}; the same command continues here", file=sys.stderr)
+            if rank == 0:
+                print(f"stopped at step {step}; the same command continues here", file=sys.stderr)
             raise SystemExit(143)
     signal.signal(signal.SIGTERM, previous)
     return network
 
 
-STARTS = ("pretrained", "scratch")
+def pool(cases: list[Case], settings: Settings) -> Samples:
+    """What pre-training draws from: every image by itself."""
+    return Samples(cases, settings, targets=False)
 
 
-# %% The protocol: pre-train, fine-tune from both starts, compare them on the test patients
+# %% Pre-training
 def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
     """On every image of the training patients, labelled or not; writes encoder.pt."""
-    data = Samples([c for c in cases if c.split == "train"], settings, targets=False)
+    data = pool([c for c in cases if c.split == "train"], settings)
     rank, world = rank_and_world()
     batch = shared_evenly(min(settings.batch_size, len(data.cases)))
     if batch != settings.batch_size and rank == 0:
@@ -941,28 +1123,155 @@ def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
         save(kept, out / "encoder.pt")
 
 
+def pretrained(settings: Settings, out: Path) -> dict[str, torch.Tensor]:
+    """What pretrain wrote, if it was trained on images as they are read now."""
+    file = out / "encoder.pt"
+    if not file.exists():
+        fail(f"{file} is missing: run pretrain first")
+    known = torch.load(out / "pretrain.pt", mmap=True, weights_only=True)["recipe"]
+    if changed := [n for n in READING if known.get(n) != asdict(settings).get(n)]:
+        fail(f"{file} was trained on images of another {changed[0]}: {known[changed[0]]}")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+FIRST = {"pretrain": pretrain}  # stages before fine-tuning
+HISTORIES = {"pretrain": "black"}  # their losses in curves.png
+
+
+STARTS = {"pretrained": "tab:blue", "scratch": "tab:orange"}  # and their colours in curves.png
+
+
+# %% Starts: from pre-trained weights and from scratch, all else alike
+def first_model(start: str, seed: int, settings: Settings, out: Path) -> nn.Module:
+    """The network before fine-tuning; what is new in it is the same for both starts."""
+    torch.manual_seed(seed)
+    model = Model(settings)
+    if start == "pretrained":
+        hand_over(model, pretrained(settings, out), out)
+    return model
+
+
+def hand_over(model: nn.Module, given: dict[str, torch.Tensor], out: Path) -> None:
+    """Loads all pre-trained tensors that fit, reports which, and accepts no gap in the encoder."""
+    own = model.state_dict()
+    fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
+    for name in sorted({*given, *own} - fits.keys()):
+        if name.startswith("encoder."):
+            stage = next(iter(FIRST))
+            fail(
+                f"{out}/encoder.pt: {name} does not fit this network; "
+                f"run {stage} again with these settings"
+            )
+    model.load_state_dict({**own, **fits})
+    report = {"loaded": fits, "new": own.keys() - fits, "left": given.keys() - fits}
+    text = json.dumps({kind: sorted(names) for kind, names in report.items()}, indent=1)
+    (out / "hand_over.json").write_text(text)
+
+
+def compare(cases: list[Case], fraction: float, scores: dict, settings: Settings) -> dict:
+    """Paired: both starts see the same labels and seeds, and the same drawn patients."""
+    pretrained, scratch = (np.stack(scores[start, fraction]) for start in STARTS)
+    return {
+        "label_fraction": fraction,
+        "labelled_cases": len(labelled_part(cases, fraction, settings.seed)),
+        "pretrained": interval(over_seeds(pretrained, settings)),
+        "scratch": interval(over_seeds(scratch, settings)),
+        "difference": interval(over_seeds(pretrained - scratch, settings)),
+        "difference_per_seed": (pretrained - scratch)[:, 0].round(4).tolist(),
+    }
+
+
+def verdict(result: dict, patients: int, settings: Settings) -> str:
+    """Did pre-training help, by how much, and how sure is that?"""
+    gap, cases, seeds = result["difference"], result["labelled_cases"], settings.seeds
+    unclear = "made no difference that these patients can show"
+    found = "helped" if gap["low"] > 0 else "hurt" if gap["high"] < 0 else unclear
+    return (
+        f"With {cases} labelled case{'s' * (cases > 1)}, pre-training {found}: "
+        f"{PRIMARY} {result['pretrained']['value']:.3f} against "
+        f"{result['scratch']['value']:.3f} from scratch, difference {gap['value']:+.3f} "
+        f"(95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}; "
+        f"{patients} test patients, {seeds} seed{'s' * (seeds > 1)})."
+    )
+
+
+def pictures_for(
+    cases: list[Case], settings: Settings, out: Path
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """What the method is given and makes of it, with the weights that it has so far."""
+    data, file = pool(cases, settings), out / "pretrain.pt"
+    batch = [torch.stack(part) for part in zip(*(data[n, n] for n in range(len(data.cases))))]
+    torch.manual_seed(settings.seed)
+    method, title = Method(settings), "untrained weights"
+    if file.exists():
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            method.load_state_dict(state["network"])
+        except RuntimeError:
+            fail(f"{file} was made with other settings: choose another --out")
+        title = f"weights of step {state['step']}"
+    method = method.to(this_device()).eval()
+    return title, {"as read": batch[0], **method.pictures(*(b.to(this_device()) for b in batch))}
+
+
+ROWS, COLUMNS = 4, 10
+
+
+# %% Preview: what the network is given, seen before hours are spent on it
+def preview(cases: list[Case], settings: Settings, out: Path) -> None:
+    """Writes preview.png: training images as they are read, and what becomes of them."""
+    training = [replace(c, target="") for c in cases if c.split == "train"]
+    (out / "cache").mkdir(parents=True, exist_ok=True)
+    read, problem = [], "there is no training image"
+    for case in training[:: max(1, len(training) // ROWS)] + training:
+        if len(read) == ROWS:
+            break
+        found = decode(case, out / "cache", settings)
+        if isinstance(found, str):
+            problem = f"{case.path}: {found}"
+        elif found not in read:
+            read.append(found)
+    if not read:
+        fail(f"nothing to show: {problem}")
+    title, pictures = pictures_for(read, settings, out)
+    pictures = dict(list(pictures.items())[:COLUMNS])  # of many tiles the first
+    draw_pictures(title, pictures, [case.path.name for case in read], out / "preview.png")
+    print(f"{out / 'preview.png'}: {', '.join(pictures)}; {title}")
+
+
+def draw_pictures(
+    title: str, pictures: dict[str, torch.Tensor], names: list[str], file: Path
+) -> None:
+    """One row an image, one column a picture."""
+    figure = Figure(figsize=(2 * len(pictures) + 0.3, 2 * len(names) + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(len(names), len(pictures), squeeze=False)
+    for column, (name, batch) in enumerate(pictures.items()):
+        axes[0, column].set_title(name, fontsize=9)
+        for row, picture in enumerate(batch[: len(names)].float().cpu()):
+            axes[row, column].imshow(plane(picture), cmap="gray", vmin=0, vmax=1)
+    for row, name in zip(axes, names):
+        row[0].set_ylabel(name[-20:], fontsize=7)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    part = file.with_suffix(".png.part")
+    figure.savefig(part, dpi=120, format="png")
+    os.replace(part, file)
+
+
+def plane(picture: torch.Tensor) -> np.ndarray:
+    """(C, H, W), or of (C, X, Y, Z) the middle axial slice with the front on top, for imshow."""
+    if picture.ndim == 4:
+        picture = picture[..., picture.shape[-1] // 2].mT.flip(1)
+    shown = picture.permute(1, 2, 0) if len(picture) == 3 else picture[0]
+    return shown.clamp(0, 1).numpy()
+
+
+# %% The protocol: fine-tune from every start, evaluate on the test patients
 def shared_evenly(batch: int) -> int:
     """The next smaller batch of which every process gets an equal part, at least one image."""
     _, world = rank_and_world()
     return max(1, batch // world) * world
-
-
-def hand_over(model: nn.Module, file: Path, settings: Settings) -> None:
-    """Loads all pre-trained tensors that fit, reports which, and accepts no gap in the encoder."""
-    if not file.exists():
-        fail(f"{file} is missing: run pretrain first")
-    known = torch.load(file.with_name("pretrain.pt"), mmap=True, weights_only=True)["recipe"]
-    if changed := [n for n in READING if known.get(n) != asdict(settings).get(n)]:
-        fail(f"{file} was trained on images of another {changed[0]}: {known[changed[0]]}")
-    given, own = torch.load(file, map_location="cpu", weights_only=True), model.state_dict()
-    fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
-    for name in sorted({*given, *own} - fits.keys()):
-        if name.startswith("encoder."):
-            fail(f"{file}: {name} does not fit this network; pre-train again with these settings")
-    model.load_state_dict({**own, **fits})
-    report = {"loaded": fits, "new": own.keys() - fits, "left": given.keys() - fits}
-    text = json.dumps({kind: sorted(names) for kind, names in report.items()}, indent=1)
-    file.with_name("hand_over.json").write_text(text)
 
 
 def labelled_part(cases: list[Case], fraction: float, seed: int) -> list[Case]:
@@ -989,10 +1298,7 @@ def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
     (out / "finetune").mkdir(exist_ok=True)
     steps, rate = settings.finetune_steps, settings.finetune_learning_rate
     for start, fraction, seed, file in runs(settings, out):
-        torch.manual_seed(seed)
-        model = Model(settings)
-        if start == "pretrained":
-            hand_over(model, out / "encoder.pt", settings)
+        model = first_model(start, seed, settings, out)
         if settings.adaptation == "frozen":
             model.encoder.requires_grad_(False)
         data = Samples(labelled_part(cases, fraction, seed), settings, targets=True)
@@ -1002,7 +1308,9 @@ def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
 
 
 def evaluate(cases: list[Case], settings: Settings, out: Path) -> None:
-    """Writes metrics.json, predictions.csv and curves.png, and says whether pre-training helped."""
+    """Writes metrics.json, predictions.csv and curves.png, and a sentence on what was found."""
+    if rank_and_world()[0] > 0:
+        return
     test = [c for c in cases if c.target and c.split == settings.split]
     if not test:
         fail(f"no labelled case in the {settings.split} split")
@@ -1067,75 +1375,47 @@ def over_seeds(scores: np.ndarray, settings: Settings) -> np.ndarray:
     return (weights * scores).sum(0)
 
 
-def compare(cases: list[Case], fraction: float, scores: dict, settings: Settings) -> dict:
-    """Paired: both starts see the same labels and seeds, and the same drawn patients."""
-    pretrained, scratch = (np.stack(scores[start, fraction]) for start in STARTS)
-    return {
-        "label_fraction": fraction,
-        "labelled_cases": len(labelled_part(cases, fraction, settings.seed)),
-        "pretrained": interval(over_seeds(pretrained, settings)),
-        "scratch": interval(over_seeds(scratch, settings)),
-        "difference": interval(over_seeds(pretrained - scratch, settings)),
-        "difference_per_seed": (pretrained - scratch)[:, 0].round(4).tolist(),
-    }
-
-
 def frozen_features(cases: list[Case], test: list[Case], settings: Settings, out: Path) -> dict:
-    """What the encoder's features are worth before any fine-tuning, beside random weights."""
+    """What each start's features are worth before any fine-tuning."""
     labelled, scores = [c for c in cases if c.target and c.split == "train"], {}
     for start in STARTS:
-        torch.manual_seed(settings.seed)
-        model = Model(settings)
-        if start == "pretrained":
-            hand_over(model, out / "encoder.pt", settings)
-        scores[start] = probes(model.encoder.to(this_device()), labelled, test, settings)
+        encoder = first_model(start, settings.seed, settings, out).encoder
+        scores[start] = probes(encoder.to(this_device()), labelled, test, settings)
     return scores
-
-
-def verdict(result: dict, patients: int, settings: Settings) -> str:
-    """Did pre-training help, by how much, and how sure is that?"""
-    gap, cases, seeds = result["difference"], result["labelled_cases"], settings.seeds
-    unclear = "made no difference that these patients can show"
-    found = "helped" if gap["low"] > 0 else "hurt" if gap["high"] < 0 else unclear
-    return (
-        f"With {cases} labelled case{'s' * (cases > 1)}, pre-training {found}: "
-        f"{PRIMARY} {result['pretrained']['value']:.3f} against "
-        f"{result['scratch']['value']:.3f} from scratch, difference {gap['value']:+.3f} "
-        f"(95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}; "
-        f"{patients} test patients, {seeds} seed{'s' * (seeds > 1)})."
-    )
 
 
 def draw_curves(results: list[dict], settings: Settings, out: Path) -> None:
     """curves.png: the losses, and the score against the number of labelled cases."""
-    colours = {"pretrain": "black", "pretrained": "tab:blue", "scratch": "tab:orange"}
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for file in [
-        out / "pretrain.csv",
-        *(run[3].with_suffix(".csv") for run in runs(settings, out)),
-    ]:
+    files = {out / f"{name}.csv": colour for name, colour in HISTORIES.items()}
+    files |= {run[3].with_suffix(".csv"): STARTS[run[0]] for run in runs(settings, out)}
+    for file, colour in files.items():
         curve = np.genfromtxt(file, delimiter=",", names=True)
-        left.plot(curve["step"], curve["loss"], color=colours[file.stem.split("-")[0]], alpha=0.7)
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="black: pre-training")
-    for start in STARTS:
+        left.plot(curve["step"], curve["loss"], color=colour, alpha=0.7)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    for name, colour in {**HISTORIES, **STARTS}.items():
+        left.plot([], [], color=colour, label=name)
+    left.legend()
+    for start, colour in STARTS.items():
         low, value, high = (
             np.array([r[start][k] for r in results]) for k in ("low", "value", "high")
         )
         spans = np.clip([value - low, high - value], 0, None)
         cases = [r["labelled_cases"] for r in results]
-        right.errorbar(
-            cases, value, spans, label=start, color=colours[start], marker="o", capsize=4
-        )
+        right.errorbar(cases, value, spans, label=start, color=colour, marker="o", capsize=4)
     right.set(xlabel="labelled cases", ylabel=PRIMARY, title="test patients, 95 % intervals")
     right.legend()
     figure.savefig(out / "curves.png", dpi=120)
 
 
+STAGES = {**FIRST, "finetune": finetune, "evaluate": evaluate}
+
+
 def parse_arguments() -> tuple[argparse.Namespace, Settings]:
     """Every setting is an option; defaults and reasons stand in Settings above."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["pretrain", "finetune", "evaluate", "all"])
+    parser.add_argument("stage", choices=["preview", *STAGES, "all"])
     parser.add_argument("--data", type=Path, required=True, help="the manifest, a CSV file")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
     for field in fields(Settings):
@@ -1155,7 +1435,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Settings]:
 
 def main() -> None:
     arguments, settings = parse_arguments()
-    stage, out = arguments.stage, arguments.out
+    out = arguments.out
+    if arguments.stage == "preview":
+        return preview(read_manifest(arguments.data, settings), settings, out)
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, world = rank_and_world()
@@ -1169,17 +1451,29 @@ def main() -> None:
         shared = [cases]
         dist.broadcast_object_list(shared)
         cases = shared[0]
-    if stage in ("pretrain", "all"):
-        pretrain(cases, settings, out)
-    if world > 1:
-        dist.barrier()  # encoder.pt is there
-    if stage in ("finetune", "all"):
-        finetune(cases, settings, out)
-    if stage in ("evaluate", "all") and rank == 0:
-        evaluate(cases, settings, out)
+    for name, run in STAGES.items():
+        if arguments.stage in (name, "all"):
+            if world > 1:
+                dist.barrier()  # what the stage before wrote is there
+            run(cases, settings, out)
     if world > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+
+
+# Emitted by medssl from the words below; `medssl regenerate --check` compares, by part:
+# {"profile": {"modality": "xray", "task": "classification", "dimensionality": "2d", "labeled": 200,
+# "classes": 14}, "method": "simclr", "parts": "settings 1 9a904d485f5b, data/manifest 18
+# 387d88302ab7, data/percentile 1 33bf83375f8f, data/rescaled 1 fe8774b9a472, data/frame_whole 1
+# cb960b0e1e35, data/array 3 3f3fb6727149, data/image2d 10 2531b26987aa, data/folder 1 5bc30bfe7c10,
+# views/geometry 3 595a0f7ff6a2, views/blurred 1 b2a87925f98f, views/spread 1 a129bf2456de,
+# views/tone 1 2a3b8d779790, views/grey 1 6380b0560663, networks/summed 1 0f62c1389cba,
+# networks/synced 2 f135aefac801, networks/resnet 1 a0c847e84f29, methods/mlp 1 a093e2d1b9fe,
+# networks/gather 1 b6b51890a301, methods/nt_xent 1 1e0fda207dce, methods/simclr 1 cd65f27d2990,
+# tasks/single_label 4 90c36a06838c, tasks/whole 4 fafec6659857, tasks/classification 9
+# e635fedb2798, loops/whole 1 ef0c63a8a0b0, loop 10 ffa790718673, data/pool 1 0365cecb7dd5,
+# starts/pretrain 4 6d997dfa42e9, starts/compared 5 507c61ff0b6d, preview_method 1 91a85daeba3d,
+# preview 4 8275bab2c5ab, protocol 15 bebd0219f7f7"}
