@@ -31,6 +31,11 @@ MULTIPLE = {
 }
 _WEIGHTS = "starts/weights"
 _SUMS = "networks/summed"
+# settings that, above 0, put a part in the place of another; and what the page must hold for it
+_FOCUS = {
+    "foreground_share": ("data/pool", "data/pool_focused", {"tasks/crops", "data/volume3d"}),
+    "mask_focus": ("methods/hiding_order", "methods/hiding_order_focused", set()),
+}
 _BACKGROUND = "The background counts as class 0."
 _CLASSES = {  # how they are counted, and the fewest
     "segmentation": (_BACKGROUND, 2),
@@ -141,8 +146,9 @@ def make_plan(
     chosen = _parts(recommendation, strategy.method, dimensionality)
     video = dimensionality == "video"
     dimensionality = "2d" if video else dimensionality  # frames are pictures
-    wanted = {name for part in chosen for name in parts.part(part).settings}
     numbers = _numbers(recommendation, strategy, chosen, dimensionality)
+    focus = _focus(chosen)
+    wanted = {name for part in chosen for name in parts.part(part).settings} | focus.keys()
     if missing := sorted(wanted - numbers.keys()):
         raise PlanError(
             f"{strategy.method}: no value for the setting {missing[0]!r}: add it to "
@@ -154,6 +160,11 @@ def make_plan(
             close = nearest(name, sorted(wanted))
             raise PlanError(f"--set {name}: there is no such setting{close}")
         numbers[name] = _Number(_like(numbers[name].value, name, text), "Set by you.", "--set")
+    for name, (plain, focused) in focus.items():
+        if numbers[name].value > 0:
+            chosen[chosen.index(plain)] = focused
+        else:
+            wanted.discard(name)
     settings = [
         Planned(name=name, value=n.value, why=n.why, source=n.source)
         for name, n in numbers.items()
@@ -232,6 +243,15 @@ def _parts(recommendation: Recommendation, method: str, dimensionality: str) -> 
     # what sums over all images needs them at once; other batches may be cut into pieces
     page.insert(page.index("loop"), f"loops/{'whole' if _SUMS in page else 'pieces'}")
     return page
+
+
+def _focus(page: list[str]) -> dict[str, tuple[str, str]]:
+    """Settings that may direct this page at what stands out: the part, and that in its place."""
+    return {
+        name: (plain, focused)
+        for name, (plain, focused, needed) in _FOCUS.items()
+        if {plain, *needed} <= set(page)
+    }
 
 
 def _tops(network: str, asked: frozenset[str]) -> list[str]:

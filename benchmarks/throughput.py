@@ -135,9 +135,10 @@ def write_volumes(folder: Path, count: int = 8, side: int = 160) -> None:
     for n in range(count):
         rng = np.random.default_rng(n)
         voxels = np.full((side,) * 3, -1000.0)
-        for radius, value in [(0.45, 40), *zip(rng.uniform(0.05, 0.2, 8), rng.normal(0, 200, 8))]:
-            centre = rng.uniform(0.3, 0.7, 3) if radius < 0.4 else (0.5, 0.5, 0.5)
-            away = sum((axis - c) ** 2 for axis, c in zip(axes, centre))
+        for ball in range(9):
+            radius, value = (rng.uniform(0.05, 0.2), rng.normal(0, 200)) if ball else (0.45, 40)
+            x, y, z = rng.uniform(0.3, 0.7, 3) if ball else (0.5, 0.5, 0.5)
+            away = (axes[0] - x) ** 2 + (axes[1] - y) ** 2 + (axes[2] - z) ** 2
             voxels[away < radius**2] = value
         voxels += rng.normal(0, 20, voxels.shape)
         image = nibabel.Nifti1Image(voxels.astype(np.int16), np.diag([1.5, 1.5, 1.5, 1]))

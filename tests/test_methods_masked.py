@@ -143,7 +143,7 @@ def test_random_cells_are_hidden_whole(grid, cells, share, side, along, dimensio
     module, _ = built("simmim", dimensionality)
     images = torch.rand(6, 1, *[4] * module.DIMS)
     torch.manual_seed(0)
-    mask = module.random_mask(images, grid, cells, share)
+    mask = module.random_mask(images, grid, cells, share, settings(module))
     assert mask.shape == (6, 1, *[grid] * module.DIMS)
     corners = mask[(..., *[slice(None, None, side)] * module.DIMS)]
     total = along**module.DIMS
