@@ -21,9 +21,10 @@ help:
 demo: .venv/demo
 	$(BIN)/medssl demo --force --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
-# One thread: the tests' networks are tiny, and threads waiting for each other triple the time.
+# One process a core and one thread each: the tests' networks are tiny, and threads waiting for each
+# other triple the time.
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/test
 	$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """What all files of `rules/` have in common: kinds of text and values, frozen items."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
@@ -33,3 +33,13 @@ class Card(BaseModel):
     """Base of every item; its validator is built when the first file of its kind is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+
+class Disagreement(Card):
+    """Why the ranking differs from a study: noise, a special setting, or an error of ours."""
+
+    kind: Literal["noise", "special-setting", "our-error"]
+    because: Text
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.because}"

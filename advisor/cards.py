@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from .base import Arxiv, Card, Doi, Id, SeenIn, Text, Value
+from .base import Arxiv, Card, Disagreement, Doi, Id, SeenIn, Text, Value
 from .profile import Backbone, Certainty, Dimensionality, Family, Paradigm, Strength, Task
 
 
@@ -292,3 +292,4 @@ class Study(Card):
     source: StudySource
     trust: Literal["high", "moderate", "low"]
     independence: Literal["independent", "method-paper"]
+    disagreement: Disagreement | None = None

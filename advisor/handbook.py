@@ -290,6 +290,7 @@ def _study(knowledge: Knowledge, study: Study) -> Page:
         [
             ("Found", [study.finding]),
             ("But", [study.caveat] if study.caveat else []),
+            ("The ranking differs", [str(study.disagreement)] if study.disagreement else []),
             ("Setting", [*setting, Item(f"data: {study.dataset}")]),
             ("Results", results if rows else []),
             ("Trust", [f"{study.trust}; {study.independence}; {seen}"]),

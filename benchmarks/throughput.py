@@ -29,7 +29,7 @@ CT = {"modality": "ct", "task": "segmentation", "dimensionality": "3d"}
 GENESIS = {**CT, "backbone": "cnn"}
 DECODER = {"decoder_dim": "256", "decoder_depth": "4", "mask_ratio": "0.75"}
 
-# name: what, problem, method, settings of ours, the other side, steps counted, files
+# name: what, problem, method, settings of ours, the other side, steps counted
 ROWS: dict[str, tuple[str, dict[str, str], str, dict[str, str], str, int]] = {
     "simclr-64": ("simclr", XRAY, "simclr", {"size": "64", "batch_size": "64"}, "lightly", 8),
     "simclr-128": ("simclr", XRAY, "simclr", {"size": "128", "batch_size": "64"}, "lightly", 4),
@@ -76,6 +76,12 @@ ROWS: dict[str, tuple[str, dict[str, str], str, dict[str, str], str, int]] = {
 }
 
 
+def peak_mb() -> float:
+    """The most memory that this process ever held; macOS counts bytes, Linux kilobytes."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 class Clock:
     """Hands on the batches of a loader and notes when each was asked for and how long it took."""
 
@@ -88,6 +94,7 @@ class Clock:
         return self
 
     def __iter__(self) -> Iterator[Any]:
+        self.before = peak_mb()
         batches = iter(self.loader)
         while True:
             self.asked.append(time.perf_counter())
@@ -106,7 +113,8 @@ class Clock:
         return {
             "images_per_second": batch * steps / seconds,
             "waiting": sum(self.waited[WARM : WARM + steps]) / seconds,
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mb": peak_mb(),
+            "step_mb": peak_mb() - self.before,
         }
 
 
@@ -376,7 +384,8 @@ def row(name: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> st
         f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
         f"| {middle(lambda a, b: a['waiting']):.1%} | {middle(lambda a, b: b['waiting']):.1%} "
         f"| {middle(lambda a, b: a['peak_mb']):.0f} | {middle(lambda a, b: b['peak_mb']):.0f} "
-        f"| {middle(lambda a, b: a['peak_mb'] / b['peak_mb']):.2f} |"
+        f"| {middle(lambda a, b: a['peak_mb'] / b['peak_mb']):.2f} "
+        f"| {middle(lambda a, b: a['step_mb'] / b['step_mb']):.2f} |"
     )
 
 
@@ -392,8 +401,8 @@ def main() -> None:
     if given.one:
         side, name, folder, work, threads, workers = given.one
         return one(side, name, Path(folder), Path(work), int(threads), int(workers))
-    print("| what | against | ours /s | theirs /s | ratio | waits | theirs | MB | theirs | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    heads = "what,against,ours /s,theirs /s,ratio,waits,theirs,peak MB,theirs,ratio,of the steps"
+    print(f"| {heads.replace(',', ' | ')} |\n{'|---' * 11}|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for what in given.what:
             if lacking := missing(what):

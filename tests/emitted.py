@@ -67,7 +67,6 @@ TINY: dict[str, Any] = {
     "out_dim": 16,
     "bottleneck_dim": 16,
     "local_crops": 2,
-    "center_momentum": 0.0,  # at 0.9 the centre would be on its way for as long as tests run
 }
 
 

@@ -6,8 +6,9 @@ import pytest
 from tiny import method, rule, tiny
 
 from advisor import Knowledge
-from advisor.audit.agreement import Agreement, agreement, judge, macro, render
+from advisor.audit.agreement import Agreement, agreement, macro, render
 from advisor.audit.baselines import abstract_as_rule, constant_order, held, wins
+from advisor.audit.judging import judge
 from advisor.audit.published import Pair, pairs
 
 BANDS = """\
@@ -214,3 +215,16 @@ def test_the_report_shows_each_disagreement_once(shipped: Agreement) -> None:
     lines = [line for line in text.splitlines() if "order only" in line]
     assert lines and len(lines) == len(set(lines))
     assert all(j.agrees < 1 for j in shipped.disagreements)
+
+
+def test_each_study_that_differs_is_listed_with_a_sentence(shipped: Agreement) -> None:
+    assert shipped.reasons.keys() == {j.pair.study for j in shipped.disagreements}
+    text, table = render(shipped, markdown=False), render(shipped)
+    for id, why in shipped.reasons.items():
+        assert why is not None and why.because.endswith(".")
+        assert why.because in text and f"| {id} | {why.kind} | {why.because} |" in table
+    assert {why.kind for why in shipped.reasons.values() if why} == {
+        "noise",
+        "special-setting",
+        "our-error",
+    }

@@ -144,6 +144,35 @@ def test_methods_and_modalities_that_nothing_favours_are_told(tmp_path: Path) ->
     assert "rules/modalities/ct.yaml:1: ct: undecided: no rule that ranks" in str(found)
 
 
+def test_a_study_says_why_the_ranking_differs_from_it_and_only_then(tmp_path: Path) -> None:
+    advice = rule("dense", f"{DENSE}\nprefer: [spark]\n{WEIGHT}")
+    rows = "{method: spark, reported_as: x, score: %s}, {method: scratch, reported_as: x, score: 2}"
+    why = "disagreement: {kind: noise, because: They are close.}\n"
+
+    def found(name: str, score: int, told: str) -> list[str]:
+        study = f"""\
+id: roe-2020-one
+paper: {{title: t, first_author: Roe, year: 2020, arxiv: "2001.00001"}}
+setting: {{modality: [ct], task: [segmentation]}}
+dataset: d
+metric: {{name: m, higher_is_better: true}}
+results: [{rows % score}]
+finding: f
+source: {{url: "https://example.org", kind: abstract}}
+trust: high
+independence: independent
+{told}"""
+        files = {"advice/a.yaml": advice, "studies/roe-2020-one.yaml": study}
+        lines = warnings(Knowledge(tiny(tmp_path / name, files)))
+        return [line for line in lines if line.startswith("rules/studies")]
+
+    (silent,) = found("silent", 1, "")
+    assert silent.startswith("rules/studies/roe-2020-one.yaml:1: roe-2020-one: unexplained:")
+    (stale,) = found("stale", 3, why)
+    assert stale.startswith("rules/studies/roe-2020-one.yaml:11: roe-2020-one: stale:")
+    assert found("told", 1, why) == found("agreed", 3, "") == []
+
+
 def test_nothing_is_doubtful_in_the_shipped_rules(shipped: Knowledge) -> None:
     assert warnings(shipped) == []
 

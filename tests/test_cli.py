@@ -335,7 +335,7 @@ def test_a_file_that_is_no_answer_is_told(here: Path) -> None:
     assert "rec.json: not an answer saved by" in refused("generate", "--from", "rec.json")
 
 
-def test_the_next_best_is_taken_aloud_where_the_best_has_no_script() -> None:
+def test_the_next_best_is_taken_aloud_where_the_best_has_no_script(here: Path) -> None:
     found = recommend({"modality": "ct", "task": "classification"})
     first = found.strategies[0].model_copy(update={"emits": False})
     second = next(s.method for s in found.strategies[1:] if s.emits)

@@ -396,7 +396,7 @@ def at_hidden(head, views, hidden) -> tuple[torch.Tensor, ...]:
 
 
 def test_ibot_is_its_equations() -> None:
-    module, network = built("ibot")
+    module, network = built("ibot", center_momentum=0.0)
     with torch.no_grad():
         network.hidden_token.normal_()
         network.centred.centre.uniform_(-0.2, 0.2)
@@ -564,3 +564,39 @@ def test_what_is_watched_shows_a_collapse(method) -> None:
     for _ in range(2):
         watched = network(images)[1]
     assert module.health(watched)[0] < least
+
+
+def striped(count: int, side: int) -> torch.Tensor:
+    """Faint stripes in strong noise, by turns lying and upright."""
+    draw = torch.Generator().manual_seed(0)
+    pace, start, height = torch.rand(3, count, 1, 1, generator=draw)
+    down = torch.arange(side)[:, None].expand(side, side)
+    waves = torch.sin(down * (0.5 + 0.4 * pace) + 6 * start) * (0.08 + 0.08 * height)
+    waves[1::2] = waves[1::2].mT
+    noise = 0.24 * torch.randn(count, side, side, generator=draw)
+    return (0.5 + waves + noise).clamp(0, 1)[:, None]
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+def test_the_teacher_does_not_come_to_say_the_same_of_every_image(method) -> None:
+    """A loss at the logarithm of the number of prototypes is that of a teacher that is stuck."""
+    module = script(method, "xray", "classification", "2d", backbone="vit")
+    sizes = {"out_dim": 256, "bottleneck_dim": 64, "hidden_dim": 128, "local_crops": 0}
+    chosen = settings(module, **sizes, ema_start=0.97)
+    torch.manual_seed(0)
+    network, steps, losses = module.Method(chosen).train(), 80, []
+    images, optimizer = striped(256, module.region(chosen)), module.optimizer_of(network, chosen)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 15)
+        loss, features = network(images[torch.randint(256, (32,))])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), chosen.clip_norm)
+        optimizer.step()
+        network.after_step((step + 1) / steps)
+        losses.append(loss.item())
+    # of iBOT's views every other one has hidden patches, and a loss of those beside the image's
+    stuck = math.log(chosen.out_dim) * {"dino": 1.0, "ibot": 1.5}[method]
+    assert sum(losses[-20:]) / 20 < 0.99 * stuck
+    assert module.health(features)[0] > 5 * chosen.collapse_spread

@@ -287,7 +287,7 @@ def test_nt_xent_is_the_definition() -> None:
     torch.manual_seed(1)
     loss, z = network(structured(module, chosen))
     z, count, total = z.double(), len(z) // 2, 0.0
-    for i in range(2 * count):  # eq. 1 as it is written: two loops, no matrices
+    for i in range(2 * count):  # as it is written: two loops, no matrices
         partner = (i + count) % (2 * count)
         above = math.exp(z[i] @ z[partner] / 0.3)
         total -= math.log(

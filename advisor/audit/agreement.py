@@ -13,10 +13,11 @@ from __future__ import annotations
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from ..base import Disagreement
 from ..knowledge import Knowledge
 from ..scoring import competitors
 from .baselines import BASELINES, abstract_as_rule, constant_order, held, wins
@@ -62,6 +63,7 @@ class Agreement(_Part):
     baselines: tuple[Tally, ...]
     groups: dict[str, tuple[Group, ...]]
     disagreements: tuple[Judged, ...]
+    reasons: dict[str, Disagreement | None]  # of each study in them
     left_out: dict[str, str]
 
 
@@ -83,6 +85,7 @@ def agreement(knowledge: Knowledge | None = None) -> Agreement:
     constant = [held(unseen[p.paper], p) for p in compared]
     abstract = [abstract_as_rule(p, cards) for p in compared]
     low, high = interval(compared, ours)
+    wrong = tuple(j for j in judged if j.agrees < 1)
     return Agreement(
         version=knowledge.version,
         overall=_tally("this rule base", compared, ours),
@@ -101,7 +104,8 @@ def agreement(knowledge: Knowledge | None = None) -> Agreement:
         groups={
             name: _groups(key, compared, ours, constant, abstract) for name, key in _KEYS.items()
         },
-        disagreements=tuple(j for j in judged if j.agrees < 1),
+        disagreements=wrong,
+        reasons={j.pair.study: knowledge.study(j.pair.study).disagreement for j in wrong},
         left_out=left_out,
     )
 
@@ -215,8 +219,19 @@ def render(report: Agreement, *, markdown: bool = True) -> str:
         lines += ["", *_table(heads, [_group(g) for g in groups], markdown)]
     heads = ("study", "trust", "published better", "worse", "by", "our margin")
     disagreements = dict.fromkeys(_disagreement(j) for j in report.disagreements)
-    lines += ["", *_table(heads, disagreements, markdown)]
+    lines += ["", *_table(heads, disagreements, markdown), "", *explained(report.reasons, markdown)]
     return "\n".join(lines)
+
+
+def explained(reasons: Mapping[str, Disagreement | None], markdown: bool = True) -> list[str]:
+    """A line for each study from which the ranking differs: the kind of difference, and why.
+
+    Args:
+        reasons: By the id of the study.
+        markdown: A table of Markdown, or columns of plain text.
+    """
+    rows = [(id, r.kind, r.because) if r else (id, "-", "-") for id, r in reasons.items()]
+    return _table(("study", "disagreement", "because"), rows, markdown)
 
 
 def _row(t: Tally) -> tuple[str, str, int, int]:

@@ -11,6 +11,7 @@ from ..knowledge import Knowledge
 from ..profile import PARADIGMS, TASKS
 from ..scoring import Vote, competitors, votes
 from ..words import condition
+from .agreement import explained
 from .coverage import coverage, leaders
 from .grid import Grid, grid
 from .tables import names, safe, table
@@ -39,6 +40,7 @@ def markdown(knowledge: Knowledge) -> str:
     at = _files(knowledge)
     for finding in knowledge.findings.values():
         lines += _finding(knowledge, finding, at)
+    lines += _differences(knowledge)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -58,6 +60,19 @@ finding without rules is met by the whole of the rule base, or by the emitted sc
 On the [coverage map](coverage.md), {cells} cells have {different} different strategies in front.
 Baselines left aside, the best self-supervised objective of a cell is so often of each class:
 """
+
+
+def _differences(knowledge: Knowledge) -> list[str]:
+    told = {id: each.disagreement for id, each in knowledge.studies.items() if each.disagreement}
+    head = (
+        "## Where the ranking differs from a study",
+        "",
+        "`medssl evidence agree` asks every study's setting as a problem. Where the ranking does",
+        "not order two methods as published, the study's file says whether that is noise, a",
+        "special setting that a profile does not tell, or an error of ours.",
+        "",
+    )
+    return [*head, *explained(told), ""]
 
 
 def _classes(knowledge: Knowledge) -> list[str]:

@@ -20,6 +20,8 @@ from ..references import located
 from ..scoring import APART, Standing, Vote, competitors, unmet, votes
 from ..words import mentions, reads
 from .grid import Grid, grid
+from .judging import judge
+from .published import pairs
 
 TOP = 5
 MOSTLY = 0.5  # rules on labels and on tasks are meant to meet now and then; not most of the time
@@ -47,7 +49,7 @@ def warnings(knowledge: Knowledge) -> list[str]:
 
     Returns:
         Lines `file:line: item: kind: what`; kinds are dead, duplicate, shadowed, conflict, uncited,
-        idle and undecided.
+        idle, undecided, unexplained and stale.
 
     Raises:
         KnowledgeError: If the rule base has problems; they come first.
@@ -66,7 +68,7 @@ def _doubts(knowledge: Knowledge) -> dict[Path, list[Doubt]]:
         for rule, what in check(knowledge, on):
             path, index = at[rule]
             by_file[path].append(Doubt((index,), rule, what))
-    for check_cards in (_idle, _undecided):
+    for check_cards in (_idle, _undecided, _unexplained):
         for path, doubt in check_cards(knowledge, on):
             by_file.setdefault(path, []).append(doubt)
     return by_file
@@ -249,6 +251,19 @@ def _undecided(knowledge: Knowledge, on: Grid) -> Iterator[tuple[Path, Doubt]]:
         if not any(mentions(r.when, modality) for r in knowledge.rules if r.prefer or r.avoid):
             what = "undecided: no rule that ranks methods names it; task and numbers alone decide"
             yield knowledge.modalities.path(modality), Doubt((), modality, what)
+
+
+def _unexplained(knowledge: Knowledge, _: Grid) -> Iterator[tuple[Path, Doubt]]:
+    """Studies that the ranking contradicts without a word, and words where it does not any more."""
+    wrong = {j.pair.study for j in judge(pairs(knowledge).pairs, knowledge) if j.agrees < 1}
+    for id in knowledge.study_ids:
+        told = knowledge.study(id).disagreement
+        if id in wrong and told is None:
+            what = "unexplained: the ranking differs from it; say in 'disagreement' why"
+            yield knowledge.studies.path(id), Doubt((), id, what)
+        elif told is not None and id not in wrong:
+            what = "stale: the ranking agrees with all of it; delete 'disagreement'"
+            yield knowledge.studies.path(id), Doubt(("disagreement",), id, what)
 
 
 def leader_is_placed(knowledge: Knowledge, standings: Iterable[Standing]) -> bool:

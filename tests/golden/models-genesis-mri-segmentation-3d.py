@@ -46,6 +46,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NoReturn
 
+import monai
 import nibabel
 import numpy as np
 import pydicom
@@ -59,9 +60,11 @@ from monai.networks.nets import SegResNet
 from nibabel.affines import apply_affine, voxel_sizes
 from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, pixel_array
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 DIMS = 3
@@ -187,9 +190,9 @@ class Settings:
     # smaller number needs less memory and leaves the pre-training loss what it is (the Dice loss of
     # fine-tuning is then one of each piece). [choice]
     images_at_once: int = 1024
-    # True computes activations again on the way back instead of keeping them: much less memory for
+    # 1 computes activations again on the way back instead of keeping them: much less memory for
     # about one more forward pass a step. [arXiv:1604.06174]
-    recompute: bool = False
+    recompute: int = 0
 
     def reading(self) -> list:
         """What the decoded copies of the images depend on."""
@@ -311,16 +314,48 @@ def with_labels(cases: list[Case]) -> list[Case]:
 
 
 def prepare(cases: list[Case], settings: Settings, out: Path) -> list[Case]:
-    """Decodes every file once, to be memory-mapped; what cannot be read is skipped and listed."""
-    refuse_leak(cases, out)
-    cache = out / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
+    """Decodes every file once, to be memory-mapped; what cannot be read is skipped and listed.
+
+    Processes share the work; the first one, whose cases count, reports and decides for all.
+    """
+    rank, world = rank_and_world()
+    if rank == 0:
+        refuse_leak(cases, out)
+        (out / "cache").mkdir(parents=True, exist_ok=True)
+    cases = of_first(cases)
+    done = decoded(cases[rank::world], settings, out)
+    if world > 1:
+        shares = [None] * world
+        dist.all_gather_object(shares, done)
+        failed = next((share for share in shares if isinstance(share, ValueError)), None)
+        done = failed or [shares[n % world][n // world] for n in range(len(cases))]
+    if isinstance(done, ValueError) and rank == 0:
+        fail(str(done))
+    return of_first(kept(cases, done, settings, out) if rank == 0 else [])
+
+
+def of_first(cases: list[Case]) -> list[Case]:
+    """What the first process has, on all of them."""
+    shared = [cases]
+    if rank_and_world()[1] > 1:
+        dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def decoded(cases: list[Case], settings: Settings, out: Path) -> list[Case | str] | ValueError:
+    """Each case, or why it cannot be read; the error of a wrong target, a mistake to mend."""
+    rank, world = rank_and_world()
+    threads = min(8, max(1, (os.cpu_count() or 1) // world))
     try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            work = pool.map(lambda case: decode(case, cache, settings), cases)
-            done = list(tqdm(work, "reading", len(cases), leave=False, disable=None))
-    except ValueError as error:  # a wrong target is a mistake to mend, not a file to skip
-        fail(str(error))
+        with ThreadPoolExecutor(threads) as pool:
+            work = pool.map(lambda case: decode(case, out / "cache", settings), cases)
+            return list(tqdm(work, "reading", len(cases), leave=False, disable=rank > 0 or None))
+    except ValueError as error:
+        return ValueError(str(error))
+
+
+def kept(cases: list[Case], done: list[Case | str], settings: Settings, out: Path) -> list[Case]:
+    """The cases that could be read, unless too many could not."""
     bad = [(str(case.path), result) for case, result in zip(cases, done) if isinstance(result, str)]
     with (out / "unreadable.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("path", "why"), *bad])
@@ -988,19 +1023,22 @@ class Model(nn.Module):
         return self.decoder(images, self.encoder(images)).float()
 
 
-@torch.inference_mode()
 def predict(model: Model, cases: list[Case], settings: Settings) -> np.ndarray:
     """Dice (cases, foreground classes) from sliding windows; NaN where both are empty."""
-    device, rows = next(model.parameters()).device, []
-    for case in cases:
-        image = unpacked(np.load(case.array))[None].to(device)
-        window = [settings.size] * (image.ndim - 2)
-        logits = sliding_window_inference(
-            image, window, 4, model.predict, overlap=0.5, mode="gaussian"
-        )
-        found, truth = logits.argmax(1).cpu().numpy()[0], np.load(case.target)[0]
-        rows.append(dice(found, truth, settings.classes))
+    rows = [
+        dice(found_mask(model, case, settings), np.load(case.target)[0], settings.classes)
+        for case in cases
+    ]
     return np.array(rows, dtype=float)
+
+
+@torch.inference_mode()
+def found_mask(model: Model, case: Case, settings: Settings) -> np.ndarray:
+    """The class of every pixel or voxel."""
+    image = unpacked(np.load(case.array))[None].to(next(model.parameters()).device)
+    window = [settings.size] * (image.ndim - 2)
+    logits = sliding_window_inference(image, window, 4, model.predict, overlap=0.5, mode="gaussian")
+    return logits.argmax(1).cpu().numpy()[0]
 
 
 def columns(predicted: np.ndarray) -> list[list[float]]:
@@ -1189,9 +1227,36 @@ def pool(cases: list[Case], settings: Settings) -> Samples:
     return Samples(cases, settings, targets=False)
 
 
+# %% The encoder for use elsewhere; report.md shows how it is loaded
+def export(given: dict[str, torch.Tensor], settings: Settings, out: Path) -> None:
+    """encoder.safetensors: the encoder's tensors, with the settings that rebuild it."""
+    encoder = {
+        n.removeprefix("encoder."): v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for n, v in given.items()
+        if n.startswith("encoder.")
+    }
+    about = {"method": __doc__ or "", "settings": json.dumps(asdict(settings))}
+    part = out / "encoder.safetensors.part"
+    save_file(encoder, part, metadata=about)
+    os.replace(part, out / "encoder.safetensors")
+
+
 # %% Pre-training
 def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
     """On every image of the training patients, labelled or not; writes encoder.pt."""
+    method, data, schedule = learning(cases, settings)
+    recipe = settings.recipe(True)
+    method = train(method, data, out / "pretrain.pt", schedule, recipe, settings)
+    if rank_and_world()[0] == 0:
+        kept = {
+            n: v for n, v in method.state_dict().items() if n.startswith(("encoder.", "decoder."))
+        }
+        save(kept, out / "encoder.pt")
+        export(kept, settings, out)
+
+
+def learning(cases: list[Case], settings: Settings) -> tuple[nn.Module, Dataset, Schedule]:
+    """What learns, from what and for how long."""
     data = pool([c for c in cases if c.split == "train"], settings)
     rank, world = rank_and_world()
     batch = shared_evenly(min(settings.batch_size, len(data.cases)))
@@ -1202,14 +1267,7 @@ def pretrain(cases: list[Case], settings: Settings, out: Path) -> None:
     steps, warmup = settings.epochs * each, settings.warmup_epochs * each
     schedule = Schedule(steps, batch, settings.learning_rate, warmup, settings.seed)
     torch.manual_seed(settings.seed)
-    method = train(
-        Method(settings), data, out / "pretrain.pt", schedule, settings.recipe(True), settings
-    )
-    if rank == 0:
-        kept = {
-            n: v for n, v in method.state_dict().items() if n.startswith(("encoder.", "decoder."))
-        }
-        save(kept, out / "encoder.pt")
+    return Method(settings), data, schedule
 
 
 def pretrained(settings: Settings, out: Path) -> dict[str, torch.Tensor]:
@@ -1284,6 +1342,9 @@ def verdict(result: dict, patients: int, settings: Settings) -> str:
     )
 
 
+LEARNED_FIRST = {"pretrain": learning}  # network, data and schedule of stages before fine-tuning
+
+
 def pictures_for(
     cases: list[Case], settings: Settings, out: Path
 ) -> tuple[str, dict[str, torch.Tensor]]:
@@ -1310,26 +1371,35 @@ ROWS, COLUMNS = 4, 10
 def preview(cases: list[Case], settings: Settings, out: Path) -> None:
     """Writes preview.png: training images as they are read, and what becomes of them."""
     training = [replace(c, target="") for c in cases if c.split == "train"]
-    (out / "cache").mkdir(parents=True, exist_ok=True)
-    read, problem = [], "there is no training image"
-    for case in training[:: max(1, len(training) // ROWS)] + training:
-        if len(read) == ROWS:
-            break
-        found = decode(case, out / "cache", settings)
-        if isinstance(found, str):
-            problem = f"{case.path}: {found}"
-        elif found not in read:
-            read.append(found)
-    if not read:
-        fail(f"nothing to show: {problem}")
+    read = readable(training, out / "cache", settings)
     title, pictures = pictures_for(read, settings, out)
     pictures = dict(list(pictures.items())[:COLUMNS])  # of many tiles the first
     draw_pictures(title, pictures, [case.path.name for case in read], out / "preview.png")
     print(f"{out / 'preview.png'}: {', '.join(pictures)}; {title}")
 
 
+def readable(cases: list[Case], cache: Path, settings: Settings) -> list[Case]:
+    """A few of these cases, decoded."""
+    cache.mkdir(parents=True, exist_ok=True)
+    read, problem = [], "there is no training image"
+    for case in cases[:: max(1, len(cases) // ROWS)] + cases:
+        if len(read) == ROWS:
+            break
+        try:
+            found = decode(case, cache, settings)
+        except ValueError as error:
+            fail(str(error))
+        if isinstance(found, str):
+            problem = f"{case.path}: {found}"
+        elif found not in read:
+            read.append(found)
+    if not read:
+        fail(f"nothing to show: {problem}")
+    return read
+
+
 def draw_pictures(
-    title: str, pictures: dict[str, torch.Tensor], names: list[str], file: Path
+    title: str, pictures: dict[str, Sequence[torch.Tensor]], names: list[str], file: Path
 ) -> None:
     """One row an image, one column a picture."""
     figure = Figure(figsize=(2 * len(pictures) + 0.3, 2 * len(names) + 0.6), layout="constrained")
@@ -1337,8 +1407,8 @@ def draw_pictures(
     axes = figure.subplots(len(names), len(pictures), squeeze=False)
     for column, (name, batch) in enumerate(pictures.items()):
         axes[0, column].set_title(name, fontsize=9)
-        for row, picture in enumerate(batch[: len(names)].float().cpu()):
-            axes[row, column].imshow(plane(picture), cmap="gray", vmin=0, vmax=1)
+        for row, picture in zip(axes, batch):
+            row[column].imshow(plane(picture.float().cpu()), cmap="gray", vmin=0, vmax=1)
     for row, name in zip(axes, names):
         row[0].set_ylabel(name[-20:], fontsize=7)
         for axis in row:
@@ -1354,6 +1424,182 @@ def plane(picture: torch.Tensor) -> np.ndarray:
         picture = picture[..., picture.shape[-1] // 2].mT.flip(1)
     shown = picture.permute(1, 2, 0) if len(picture) == 3 else picture[0]
     return shown.clamp(0, 1).numpy()
+
+
+# %% Examples: where truth and prediction differ
+def illustrate(predictions: dict, test: list[Case], settings: Settings, out: Path) -> dict:
+    """Writes examples.png: the plane of each image with most of its truth."""
+    start, fraction, seed, file = next(
+        run for run in runs(settings, out) if run[1] == max(settings.label_fractions)
+    )
+    model, shown = trained(file, settings), {"image": [], "truth": [], "prediction": []}
+    chosen = test[:: -(-len(test) // 4)]
+    for case in chosen:
+        truth = torch.from_numpy(np.load(case.target)).float()
+        found = torch.from_numpy(found_mask(model, case, settings))[None].float()
+        place = int((truth > 0).sum((0, 1, 2)).argmax()) if truth.ndim == 4 else 0
+        images = (unpacked(np.load(case.array)), truth, found)
+        for name, image, scale in zip(shown, images, (1, *[settings.classes - 1] * 2)):
+            shown[name].append(
+                image[..., place : place + 1] / scale if truth.ndim == 4 else image / scale
+            )
+    title = f"{start}, label fraction {fraction:g}, seed {seed}"
+    draw_pictures(title, shown, [c.path.name for c in chosen], out / "examples.png")
+    return {}
+
+
+TRIED = 5  # steps, of which the first, slower one is not counted
+
+
+# %% Dry run: what the whole run will take, from a few real steps
+def estimate(cases: list[Case], settings: Settings, out: Path) -> None:
+    """Prints size, memory, hours and disk; writes decoded copies of a few images only."""
+    labelled = [c for c in cases if c.target and c.split == "train"]
+    read = readable(labelled, out / "cache", settings)
+    for start in range(0, len(cases), len(read)):  # the few images stand for all others
+        for place, few in enumerate(read, start):
+            if place < len(cases):
+                target = few.target if cases[place].target else ""
+                cases[place] = replace(cases[place], array=few.array, target=target)
+    stages = {name: (prepared, 1) for name, prepared in LEARNED_FIRST.items()}
+    stages["finetune"] = (most_labels, len(runs(settings, out)))
+    for name, (prepared, times) in stages.items():
+        network, data, schedule = prepared(cases, settings)
+        try:
+            seconds = rehearsed(network, data, schedule, settings)
+        except torch.cuda.OutOfMemoryError:
+            fail(f"{name} does not fit into the memory of this GPU: {lower(settings)}")
+        whole, encoder = (
+            sum(p.numel() for p in part.parameters()) / 1e6 for part in (network, network.encoder)
+        )
+        hours = seconds * schedule.steps * times / 3600
+        print(
+            f"{name}: {whole:.2f} million parameters, {encoder:.2f} of them the encoder's; "
+            f"{memory()}; {seconds:.3g} s a step, {schedule.steps} steps"
+            f"{f', {times} runs' * (times > 1)}: {hours:.2g} hours"
+        )
+    masks = [Path(c.target).stat().st_size for c in read if c.target.endswith(".npy")]
+    disk = len(cases) * np.mean([c.array.stat().st_size for c in read])
+    disk += sum(bool(c.target) for c in cases) * np.mean(masks or [0])
+    print(f"decoded copies: {disk / 1e9:.3g} GB in {out / 'cache'} for {len(cases)} images")
+    print(f"too much memory: {lower(settings)}; too many hours: {shorter(settings)}")
+
+
+def most_labels(cases: list[Case], settings: Settings) -> tuple:
+    fraction = max(settings.label_fractions)
+    return fine_tuning(Model(settings), cases, fraction, settings.seed, settings)
+
+
+def rehearsed(network: nn.Module, data, schedule: Schedule, settings: Settings) -> float:
+    """Median seconds of a step of the loop, reading included."""
+    device = this_device()
+    network = network.to(device, memory_format=MEMORY).train()
+    optimizer, ended = optimizer_of(network, settings), []
+    few = Batches(len(data.cases), replace(schedule, steps=TRIED), 0, 0, 1)
+    loader = torch.utils.data.DataLoader(data, batch_sampler=few, num_workers=settings.workers)
+    for step, batch in enumerate(loader, start=1):
+        optimizer.zero_grad(set_to_none=True)
+        backward(network, [part.to(device) for part in batch], settings)
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        optimizer.step()
+        if hasattr(network, "after_step"):
+            network.after_step(min(1.0, step / schedule.steps))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ended.append(time.perf_counter())
+    return float(np.median(np.diff(ended)))
+
+
+def memory() -> str:
+    """The most that was in use so far: of the GPU, or else of this process."""
+    if (device := this_device()).type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 1e9
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} of {total:.0f} GB on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows keeps no such record
+        return "memory unknown"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most (CPU)"
+
+
+def lower(settings: Settings) -> str:
+    if getattr(settings, "recompute", True) and getattr(settings, "images_at_once", 1) == 1:
+        return "lower --batch-size, --finetune-batch-size or --size"
+    ways = {"images_at_once": "lower --images-at-once", "recompute": "add --recompute 1"}
+    known = [way for name, way in ways.items() if hasattr(settings, name)]
+    return ", ".join([*known, "or lower --batch-size, --finetune-batch-size or --size"])
+
+
+def shorter(settings: Settings) -> str:
+    names = ("epochs", "finetune_steps", "seeds", "label_fractions")
+    known = [f"--{n.replace('_', '-')}" for n in names if hasattr(settings, n)]
+    return f"lower {', '.join(known)}"
+
+
+LOADER = """
+The encoder by itself, for images (B, C, size, ...) in [0, 1] as the script reads them:
+
+```python
+import json
+import {script}  # the script of this run
+from safetensors import safe_open
+
+with safe_open("{file}", "pt") as file:
+    known = json.loads(file.metadata()["settings"])
+    tensors = dict((name, file.get_tensor(name)) for name in file.keys())
+known = dict((n, tuple(v) if isinstance(v, list) else v) for n, v in known.items())
+encoder = {script}.Encoder({script}.Settings(**known)).eval()
+encoder.load_state_dict(tensors)
+features = encoder.embed(images)
+```
+"""
+
+
+# %% The report: what was found, shown and run, for people
+def write_report(metrics: dict, settings: Settings, out: Path) -> None:
+    """report.md, from what metrics.json holds."""
+    table = [("labelled cases", "", metrics["metric"], "95 % interval"), ("---",) * 4]
+    for result in metrics["results"]:
+        for name, score in result.items():
+            if isinstance(score, dict):
+                value, low, high = (f"{score[k]:.3f}" for k in ("value", "low", "high"))
+                table.append((result["labelled_cases"], name, value, f"{low} to {high}"))
+    frozen = [
+        f"- frozen features, {start}: {probe} {value:.3f}"
+        for start, probes in metrics["frozen_features"].items()
+        for probe, value in probes.items()
+    ]
+    calibration = [
+        f"- expected calibration error, {start}, {fraction} of the labels: {value:.3f}"
+        for start, errors in metrics.get("calibration_error", {}).items()
+        for fraction, value in errors.items()
+    ]
+    pictures = ("curves.png", "calibration.png", "examples.png")
+    changed = [
+        f"`{f.name} = {getattr(settings, f.name)!r}`"
+        for f in fields(settings)
+        if getattr(settings, f.name) != f.default
+    ]
+    device = this_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    lines = [f"# {(__doc__ or '').strip()}", "", *metrics["verdict"], ""]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in table]
+    lines += ["", *frozen, *calibration, ""]
+    lines += [f"![{p}]({p})\n" for p in pictures if (out / p).exists()]
+    lines += [
+        f"{metrics['test_patients']} patients of the {metrics['split']} split; every prediction is "
+        "in [predictions.csv](predictions.csv), every number in [metrics.json](metrics.json).",
+        f"Settings other than the script's own: {', '.join(changed) or 'none'}.",
+        f"torch {torch.__version__}, MONAI {monai.__version__}, {name}.",
+    ]
+    text = "\n".join(lines) + "\n"
+    if FIRST:
+        file = (out / "encoder.safetensors").as_posix()
+        text += LOADER.format(script=Path(__file__).stem, file=file)
+    part = out / "report.md.part"
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out / "report.md")
 
 
 # %% The protocol: fine-tune from every start, evaluate on the test patients
@@ -1385,19 +1631,36 @@ def runs(settings: Settings, out: Path) -> list[tuple[str, float, int, Path]]:
 def finetune(cases: list[Case], settings: Settings, out: Path) -> None:
     """One recipe, budget, choice of labels and order of batches; only the first weights differ."""
     (out / "finetune").mkdir(exist_ok=True)
-    steps, rate = settings.finetune_steps, settings.finetune_learning_rate
     for start, fraction, seed, file in runs(settings, out):
         model = first_model(start, seed, settings, out)
-        if settings.adaptation == "frozen":
-            model.encoder.requires_grad_(False)
-        data = Samples(labelled_part(cases, fraction, seed), settings, targets=True)
-        batch = shared_evenly(settings.finetune_batch_size)
-        schedule = Schedule(steps, batch, rate, steps // 10, seed)
+        model, data, schedule = fine_tuning(model, cases, fraction, seed, settings)
         train(model, data, file, schedule, settings.recipe(False), settings)
 
 
+def fine_tuning(
+    model: nn.Module, cases: list[Case], fraction: float, seed: int, settings: Settings
+) -> tuple[nn.Module, Dataset, Schedule]:
+    """What learns, from what and for how long."""
+    if settings.adaptation == "frozen":
+        model.encoder.requires_grad_(False)
+    data = Samples(labelled_part(cases, fraction, seed), settings, targets=True)
+    steps, batch = settings.finetune_steps, shared_evenly(settings.finetune_batch_size)
+    rate = settings.finetune_learning_rate
+    return model, data, Schedule(steps, batch, rate, steps // 10, seed)
+
+
+def trained(file: Path, settings: Settings) -> nn.Module:
+    """The network of a finished run."""
+    state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
+    if state.get("step", 0) < settings.finetune_steps:
+        fail(f"{file} is missing or unfinished: run finetune, it continues where it stopped")
+    model = Model(settings)
+    model.load_state_dict(state["network"])
+    return model.to(this_device()).eval()
+
+
 def evaluate(cases: list[Case], settings: Settings, out: Path) -> None:
-    """Writes metrics.json, predictions.csv and curves.png, and a sentence on what was found."""
+    """Writes metrics.json, predictions.csv, pictures and report.md, and says what was found."""
     if rank_and_world()[0] > 0:
         return
     test = [c for c in cases if c.target and c.split == settings.split]
@@ -1405,14 +1668,10 @@ def evaluate(cases: list[Case], settings: Settings, out: Path) -> None:
         fail(f"no labelled case in the {settings.split} split")
     counts = drawn(test, settings)
     scores: dict[tuple[str, float], list[np.ndarray]] = {}
-    rows = []
+    rows, predictions = [], {}
     for start, fraction, seed, file in runs(settings, out):
-        state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
-        if state.get("step", 0) < settings.finetune_steps:
-            fail(f"{file} is missing or unfinished: run finetune, it continues where it stopped")
-        model = Model(settings)
-        model.load_state_dict(state["network"])
-        predicted = predict(model.to(this_device()).eval(), test, settings)
+        predicted = predict(trained(file, settings), test, settings)
+        predictions.setdefault((start, fraction), []).append(predicted)
         scores.setdefault((start, fraction), []).append(Score(predicted, test, settings)(counts))
         values = zip(test, columns(predicted))
         rows += [(start, fraction, seed, c.path, c.patient, *v) for c, v in values]
@@ -1427,11 +1686,13 @@ def evaluate(cases: list[Case], settings: Settings, out: Path) -> None:
         "frozen_features": frozen_features(cases, test, settings, out),
         "verdict": [verdict(result, patients, settings) for result in results],
         "settings": asdict(settings),
+        **illustrate(predictions, test, settings, out),
     }
     part = out / "metrics.json.part"
     part.write_text(json.dumps(metrics, indent=1))
     os.replace(part, out / "metrics.json")
     draw_curves(results, settings, out)
+    write_report(metrics, settings, out)
     print("\n".join(metrics["verdict"]))
 
 
@@ -1507,6 +1768,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("stage", choices=["preview", *STAGES, "all"])
     parser.add_argument("--data", type=Path, required=True, help="the manifest, a CSV file")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
     for field in fields(Settings):
         many = isinstance(field.default, tuple)
         kind = type((field.default or (0,))[0] if many else field.default)
@@ -1527,19 +1789,21 @@ def main() -> None:
     out = arguments.out
     if arguments.stage == "preview":
         return preview(read_manifest(arguments.data, settings), settings, out)
+    if arguments.dry_run and "RANK" in os.environ:
+        fail("--dry-run is for one process: start it with python, not torchrun")
+    if arguments.dry_run:
+        return estimate(read_manifest(arguments.data, settings), settings, out)
     if "RANK" in os.environ:  # started by torchrun
+        if torch.cuda.is_available():
+            torch.cuda.set_device(this_device())
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, world = rank_and_world()
     out.mkdir(parents=True, exist_ok=True)
-    cases = []
+    cases = read_manifest(arguments.data, settings) if rank == 0 else []
+    cases = prepare(cases, settings, out)
     if rank == 0:
-        cases = prepare(read_manifest(arguments.data, settings), settings, out)
         splits = [(c.path, c.patient, c.split) for c in cases]
         write_csv(out / "splits.csv", [("path", "patient", "split"), *splits])
-    if world > 1:
-        shared = [cases]
-        dist.broadcast_object_list(shared)
-        cases = shared[0]
     for name, run in STAGES.items():
         if arguments.stage in (name, "all"):
             if world > 1:
@@ -1555,15 +1819,16 @@ if __name__ == "__main__":
 
 # Emitted by medssl from the words below; `medssl regenerate --check` compares, by part:
 # {"profile": {"modality": "mri", "task": "segmentation", "dimensionality": "3d", "labeled": 12,
-# "classes": 3}, "method": "models-genesis", "parts": "settings 1 13736d4352d7, data/manifest 18
-# 387d88302ab7, data/percentile 1 33bf83375f8f, data/rescaled 1 fe8774b9a472, data/grid_spacing 2
+# "classes": 3}, "method": "models-genesis", "parts": "settings 1 ee5ea7ceae57, data/manifest 21
+# 14ebdea39c32, data/percentile 1 33bf83375f8f, data/rescaled 1 fe8774b9a472, data/grid_spacing 2
 # 6e1bc64b537d, data/array 3 3f3fb6727149, data/volume3d 8 dd1610579cb8, data/one_each 1
 # 4a17dff2c808, views/geometry 3 595a0f7ff6a2, views/spread 1 a129bf2456de, views/bias_field 1
 # f562cb9cb426, views/blurred 1 b2a87925f98f, views/ringing 1 a000d6c6f84d, views/tone 1
 # 2a3b8d779790, views/mr 1 63ec9c219270, networks/recomputed 1 557af4ccd22f, networks/segresnet 1
 # 9fd5687448c6, networks/segresnet_decoder 1 7db4cc9712ae, methods/boxes 1 b0ae32c79762,
-# methods/corruptions 3 4d1692186b44, methods/models-genesis 1 24e29f486386, tasks/crops 2
-# d166e7a50f81, tasks/dice 3 739ac21de331, tasks/masks 1 e08e7308d18e, tasks/segmentation 8
-# 35b3c59b4863, loops/pieces 1 732906611b4d, loop 10 ffa790718673, data/pool 1 0365cecb7dd5,
-# starts/pretrain 4 6d997dfa42e9, starts/compared 5 507c61ff0b6d, preview_method 1 91a85daeba3d,
-# preview 4 8275bab2c5ab, protocol 15 bebd0219f7f7"}
+# methods/corruptions 3 4d1692186b44, methods/models-genesis 1 c60643d03a6d, tasks/crops 2
+# d166e7a50f81, tasks/dice 3 739ac21de331, tasks/masks 1 e08e7308d18e, tasks/segmentation 9
+# 911ee78fc0ad, loops/pieces 1 732906611b4d, loop 10 ffa790718673, data/pool 1 0365cecb7dd5,
+# starts/exported 1 2e5b3f15a1c5, starts/pretrain 5 b9001b11b089, starts/compared 5 507c61ff0b6d,
+# preview_method 2 db9500013268, preview 5 f4d6b8ff9b44, report_segmentation 1 46966869e3c9,
+# estimate 7 127e2a55cfb6, report 2 f80621a37fdb, protocol 17 0e66e2b2a763"}
