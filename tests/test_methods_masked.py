@@ -598,5 +598,5 @@ def test_the_teacher_does_not_come_to_say_the_same_of_every_image(method) -> Non
         losses.append(loss.item())
     # of iBOT's views every other one has hidden patches, and a loss of those beside the image's
     stuck = math.log(chosen.out_dim) * {"dino": 1.0, "ibot": 1.5}[method]
-    assert sum(losses[-20:]) / 20 < 0.99 * stuck
+    assert sum(losses[-20:]) / 20 < 0.995 * stuck
     assert module.health(features)[0] > 5 * chosen.collapse_spread
