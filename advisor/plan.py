@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from . import parts
+from .layout import PlanError, focus_of, networks, page_of
 from .origin import Origin
-from .profile import Profile, nearest
+from .profile import nearest
 
 if TYPE_CHECKING:
     from .ranking import Recommendation, Strategy
+
+__all__ = ["Plan", "PlanError", "Planned", "make_plan"]
 
 FLIP_AXES = {
     "2d": {"up-down": 0, "left-right": 1},
@@ -29,53 +32,12 @@ MULTIPLE = {
     "networks/resnet": 1,
     "networks/resnet_normalised": 32,
 }
-_WEIGHTS = "starts/weights"
-_SUMS = "networks/summed"
-# settings that, above 0, put a part in the place of another; and what the page must hold for it
-_FOCUS = {
-    "foreground_share": ("data/pool", "data/pool_focused", {"tasks/crops", "data/volume3d"}),
-    "mask_focus": ("methods/hiding_order", "methods/hiding_order_focused", set()),
-}
 _BACKGROUND = "The background counts as class 0."
 _CLASSES = {  # how they are counted, and the fewest
     "segmentation": (_BACKGROUND, 2),
     "registration": (_BACKGROUND, 2),
     "detection": ("Classes of boxes count from 0; background is none of them.", 1),
 }
-
-
-class _Layout(NamedTuple):
-    """What a task asks of the script beside its own part.
-
-    Attributes:
-        network: the CNN for it, if nothing else decides.
-        grid: whether volumes are read whole or at one voxel size.
-        more: further parts.
-    """
-
-    network: str
-    grid: str
-    more: tuple[str, ...] = ()
-
-
-_LAYOUTS = {
-    "classification": _Layout("networks/resnet", "data/grid_whole", ("tasks/single_label",)),
-    "multi-label": _Layout("networks/resnet", "data/grid_whole", ("tasks/multi_label",)),
-    "regression": _Layout("networks/resnet", "data/grid_whole"),
-    "retrieval": _Layout("networks/resnet", "data/grid_whole"),
-    "detection": _Layout("networks/resnet", "data/grid_spacing", ("tasks/precision",)),
-    "segmentation": _Layout("networks/segresnet", "data/grid_spacing"),
-    "registration": _Layout("networks/segresnet", "data/grid_whole"),
-}
-
-
-def _layout(profile: Profile) -> _Layout:
-    several = profile.task == "classification" and profile.multilabel
-    return _LAYOUTS["multi-label" if several else profile.task]
-
-
-class PlanError(ValueError):
-    """There is no script for this; the text says why and what to do."""
 
 
 class Planned(BaseModel):
@@ -143,11 +105,11 @@ def make_plan(
 
     strategy = _strategy(recommendation, method)
     dimensionality = str(recommendation.facts.values["dimensionality"] or "2d")
-    chosen = _parts(recommendation, strategy.method, dimensionality)
+    chosen = page_of(recommendation, strategy.method, dimensionality)
     video = dimensionality == "video"
     dimensionality = "2d" if video else dimensionality  # frames are pictures
     numbers = _numbers(recommendation, strategy, chosen, dimensionality)
-    focus = _focus(chosen)
+    focus = focus_of(chosen)
     wanted = {name for part in chosen for name in parts.part(part).settings} | focus.keys()
     if missing := sorted(wanted - numbers.keys()):
         raise PlanError(
@@ -211,120 +173,13 @@ def _strategy(recommendation: Recommendation, method: str | None) -> Strategy:
     raise PlanError(f"there is no method {method!r}{nearest(method, sorted(by_id))}")
 
 
-def _parts(recommendation: Recommendation, method: str, dimensionality: str) -> list[str]:
-    """Templates in page order: data, views, network, method, task, loop, starts, protocol."""
-    profile, common = recommendation.profile, recommendation.common
-    volumes, layout = dimensionality == "3d", _layout(profile)
-    own = parts.part(f"methods/{method}")
-    network = _network(own, profile, volumes)
-    kind = "data/volume3d" if volumes else "data/image2d"
-    pictures = {"2d": "data/folder", "3d": "data/one_each", "video": "data/clip"}
-    normalise = f"data/{common['intensity_mode'].value}"
-    # masks and boxes lie on the whole image
-    frame = "whole" if recommendation.facts.values["dense"] else common["frame"].value
-    grid = layout.grid if volumes else f"data/frame_{frame}"
-    data = [normalise, grid, kind, pictures[dimensionality]]
-    views = ["views/geometry", f"views/{common['distort'].value}"]
-    for name in (*data, *views):
-        if not parts.exists(name):
-            raise PlanError(
-                f"{profile.modality}: its card names templates/{name}, which is not there"
-            )
-    if "quantity" not in parts.part(normalise).defines:
-        data.insert(1, "data/rescaled")
-    tasks = [*layout.more, f"tasks/{profile.task}"]
-    asked = own.slots.union(*(parts.part(t).slots for t in tasks))
-    if "placement" in asked:
-        data.append("data/boxes3d" if volumes else "data/boxes2d")
-    networks = [network, *_tops(network, asked)]
-    page = ["data/manifest", *data, *views, *networks, f"methods/{method}", *tasks]
-    preview = "preview_method" if "Method" in own.defines else "preview_views"
-    report = f"report_{profile.task}"  # pictures of what was predicted, if there are any
-    shown = [preview, report if parts.exists(report) else "report_plain"]
-    page = _with_helpers([*page, "loop", *_starts(own, network), *shown, "protocol"])
-    # what sums over all images needs them at once; other batches may be cut into pieces
-    page.insert(page.index("loop"), f"loops/{'whole' if _SUMS in page else 'pieces'}")
-    return page
-
-
-def _focus(page: list[str]) -> dict[str, tuple[str, str]]:
-    """Settings that may direct this page at what stands out: the part, and that in its place."""
-    return {
-        name: (plain, focused)
-        for name, (plain, focused, needed) in _FOCUS.items()
-        if {plain, *needed} <= set(page)
-    }
-
-
-def _tops(network: str, asked: frozenset[str]) -> list[str]:
-    """What tasks and methods put on a network."""
-    family = network.partition("_")[0]  # one for all kinds of a network
-    tops = {
-        "Decoder": f"{family}_decoder",
-        "Pyramid": "networks/vit_pyramid" if family == "networks/vit" else "networks/pyramid",
-    }
-    return [part for name, part in tops.items() if name in asked]
-
-
-def _network(own: parts.Part, profile: Profile, volumes: bool) -> str:
-    """The network that the method names, else one that suits the problem."""
-    if named := next((p for p in own.parts if p in _networks()), None):
-        return named
-    if _WEIGHTS in own.parts:  # a network for which weights are published
-        vit = profile.backbone == "vit" or (
-            profile.backbone != "cnn" and not volumes and "published" not in own.slots
-        )
-        pair = ("segresnet_deep", "swin") if volumes else ("resnet_normalised", "vit")
-        return f"networks/{pair[vit]}"
-    return "networks/vit" if profile.backbone == "vit" else _layout(profile).network
-
-
-def _starts(own: parts.Part, network: str) -> list[str]:
-    """What comes before fine-tuning, if the method itself does not bring it."""
-    starts = {
-        "data/pool": {"pool", "FIRST"},
-        "starts/pretrain": {"FIRST"},
-        "starts/compared": {"STARTS"},
-    }
-    chosen = [name for name, given in starts.items() if not given & own.defines]
-    name = network.removeprefix("networks/")
-    if _WEIGHTS in own.parts:
-        chosen.append(f"starts/{name}")  # how published weights are named
-    if "published" in own.slots:
-        chosen.append(f"starts/published_{name.partition('_')[0]}")
-    return chosen
-
-
-def _with_helpers(page: list[str]) -> list[str]:
-    """The page with every part that one of its parts names, just before its first use."""
-    found: list[str] = []
-
-    def add(name: str) -> None:
-        for helper in parts.part(name).parts:
-            if helper not in page and helper not in found:
-                add(helper)
-        found.append(name)
-
-    for name in page:
-        add(name)
-    return found
-
-
-def _networks() -> Mapping[str, Mapping[str, Any]]:
-    from .knowledge import home
-    from .reading import read
-
-    content = read(home("rules") / "networks.yaml", "rules/networks.yaml")
-    return {f"networks/{name}": settings for name, settings in content.items()}
-
-
 def _numbers(
     recommendation: Recommendation, strategy: Strategy, chosen: list[str], dimensionality: str
 ) -> dict[str, _Number]:
     """Every value that a script may ask for, the method's own first."""
-    network = next(p for p in chosen if p in _networks())
+    network = next(p for p in chosen if p in networks())
     numbers = {n: _Number(s.value, s.why, _source(s)) for n, s in strategy.settings.items()}
-    for name, s in _networks()[network].items():
+    for name, s in networks()[network].items():
         if not name.endswith(_OTHER[dimensionality]):
             short = re.sub("_[23]d$", "", name)
             numbers[short] = _Number(s["value"], s["why"], s["source"])

@@ -523,9 +523,10 @@ def test_a_script_is_never_replaced_without_a_yes(here: Path) -> None:
 
 
 def test_ctrl_c_stops_with_one_line(here: Path) -> None:
+    """Also where these tests run in the background of a shell, whose children are deaf to it."""
     process = subprocess.Popen(
         [*MEDSSL, "ask"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here,
-        env=ENV,
+        env=ENV, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stdin and process.stderr
     while not process.stderr.readline().startswith("1 of"):

@@ -22,7 +22,7 @@ ORDER = """
     knowledge
     scoring whatif answer ranking
     page words explain handbook evidence defence compare difference
-    parts origin plan render project regenerated
+    parts layout origin plan render project regenerated
     files dataset questionnaire shell demo audit lookup scripts cli
 """.split()
 
