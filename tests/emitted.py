@@ -230,3 +230,23 @@ def volumes(
                 mask = nibabel.Nifti1Image(inside.astype(np.uint8), affine)
                 nibabel.save(mask, folder / f"m{n}.nii.gz")
     return write_manifest(folder / "manifest.csv", rows)
+
+
+def built(method: str, dimensionality: str = "2d", backbone: str | None = None, **changed: Any):
+    """A script's module, and its tiny method; segmentation, for its networks are smaller."""
+    module = script(method, "mri", "segmentation", dimensionality, backbone=backbone)
+    torch.manual_seed(0)
+    return module, module.Method(settings(module, **changed)).train()
+
+
+def random_images(module: ModuleType, network: torch.nn.Module, count: int = 3) -> torch.Tensor:
+    """(count, C, region, ...), the same in every call."""
+    side = module.region(network.settings)
+    generator = torch.Generator().manual_seed(5)
+    return torch.rand(count, network.settings.channels, *[side] * module.DIMS, generator=generator)
+
+
+def seeded(function: Any, *arguments: Any) -> Any:
+    """What a function that draws at random gives, the same in every call."""
+    torch.manual_seed(1)
+    return function(*arguments)

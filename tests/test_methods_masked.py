@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
+import emitted
 import pytest
 import torch
-from emitted import script, settings
+from emitted import random_images, script, seeded, settings
 from torch import nn
 
 BOTH = pytest.mark.parametrize("dimensionality", ["2d", "3d"])
@@ -16,21 +17,7 @@ ALL = [*itertools.product(["mae", "simmim", "ibot", "dino-v2", "dino"], ["vit"])
 
 
 def built(method: str, dimensionality: str = "2d", backbone: str | None = "vit", **changed):
-    """A script's module, and its tiny method."""
-    module = script(method, "mri", "segmentation", dimensionality, backbone=backbone)
-    torch.manual_seed(0)
-    return module, module.Method(settings(module, **changed)).train()
-
-
-def random_images(module, network: nn.Module, count: int = 3) -> torch.Tensor:
-    side = module.region(network.settings)
-    generator = torch.Generator().manual_seed(5)
-    return torch.rand(count, network.settings.channels, *[side] * module.DIMS, generator=generator)
-
-
-def seeded(function, *arguments):
-    torch.manual_seed(1)
-    return function(*arguments)
+    return emitted.built(method, dimensionality, backbone, **changed)
 
 
 def softmax(row: torch.Tensor, temperature: float = 1.0) -> list[float]:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from emitted import script, settings
+from emitted import built, random_images, script, seeded, settings
 from torch import nn
 
 METHODS = {
@@ -22,24 +22,6 @@ METHODS = {
     "rubiks-cube": "3d",
 }
 BOTH = pytest.mark.parametrize("dimensionality", ["2d", "3d"])
-
-
-def built(method: str, dimensionality: str = "2d", backbone: str | None = None, **changed):
-    """A script's module, and its tiny method; segmentation, for its networks are smaller."""
-    module = script(method, "mri", "segmentation", dimensionality, backbone=backbone)
-    torch.manual_seed(0)
-    return module, module.Method(settings(module, **changed)).train()
-
-
-def random_images(module, network: nn.Module, count: int = 3) -> torch.Tensor:
-    side = module.region(network.settings)
-    generator = torch.Generator().manual_seed(5)
-    return torch.rand(count, network.settings.channels, *[side] * module.DIMS, generator=generator)
-
-
-def seeded(function, *arguments):
-    torch.manual_seed(1)
-    return function(*arguments)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
