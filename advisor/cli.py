@@ -10,6 +10,7 @@ import click
 from . import files
 from .explain import answer
 from .lookup import evidence, explain, methods, modalities, rules, schema
+from .running import dry_run, preview, report
 from .scripts import SAVED, generate, regenerate, write_script
 from .shell import (
     PATH,
@@ -197,7 +198,9 @@ def demo(
     run(data, out, minutes, modality, decathlon)
 
 
-for each in (generate, regenerate, explain, evidence, methods, modalities, rules, schema):
+for each in (generate, preview, dry_run, report, regenerate):
+    main.add_command(each)
+for each in (explain, evidence, methods, modalities, rules, schema):
     main.add_command(each)
 
 if __name__ == "__main__":

@@ -92,7 +92,11 @@ def run(
     status = subprocess.run(command).returncode
     if status:
         raise SystemExit(status)
-    print(f"\nWritten: {out / 'run' / 'curves.png'}, metrics.json and predictions.csv beside it.")
+    print(f"\n$ medssl report {script} --data {manifest} --out {out / 'run'}", flush=True)
+    from .beside.report import report
+    from .beside.script import opened
+
+    print(f"Written: {report(opened(script), manifest, out / 'run')}, with curves and examples.")
     if data is None:
         print("One averaged brain shows the wiring; it is no evidence for or against pre-training.")
 

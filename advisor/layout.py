@@ -91,10 +91,7 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
         data.append("data/boxes3d" if volumes else "data/boxes2d")
     networks = [network, *_tops(network, asked)]
     page = ["data/manifest", *data, *views, *networks, f"methods/{method}", *tasks]
-    preview = "preview_method" if "Method" in own.defines else "preview_views"
-    report = f"report_{profile.task}"  # pictures of what was predicted, if there are any
-    shown = [preview, report if parts.exists(report) else "report_plain"]
-    page = _with_helpers([*page, "loop", *_starts(own, network), *shown, "protocol"])
+    page = _with_helpers([*page, "loop", *_starts(own, network), "protocol"])
     # what sums over all images needs them at once; other batches may be cut into pieces
     page.insert(page.index("loop"), f"loops/{'whole' if _SUMS in page else 'pieces'}")
     return page

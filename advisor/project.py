@@ -126,15 +126,18 @@ def _readme(found: Recommendation, plan: Plan, target: str) -> str:
 1. Fill `manifest.csv`: a row an image or volume. `path` is relative to the manifest; `{target}` is
    empty for images without a label; rows of one patient share `patient`; `split` may be empty.
 2. Install: `pip install -r requirements.txt`
-3. Look at what the network will see, then train:
+3. Look at what the network will see and what the run will take, then train:
 
 ```
-python train.py preview {shared}
+medssl preview train.py {shared}
+medssl dry-run train.py {shared}
 {commands}
+medssl report train.py {shared}
 ```
 
-The last one writes `metrics.json`, and says in a sentence whether pre-training helped. Any command
-may be stopped and given again. On a Slurm cluster: `sbatch train.sbatch`.
+`evaluate` says in a sentence whether pre-training helped; the report shows it in curves and
+examples. Any command may be stopped and given again. On a Slurm cluster: `sbatch train.sbatch`.
+`train.py` needs nothing of `medssl`, which only looks at it.
 
 | file | holds |
 |---|---|

@@ -21,7 +21,8 @@ from .packs import installed
 from .profile import Profile, ProfileError, Question, questions
 
 GROUPS = {
-    "Get an answer": ("ask", "recommend", "generate", "regenerate", "diff", "demo"),
+    "Get an answer": ("ask", "recommend", "generate", "diff", "demo"),
+    "Look at a script and its runs": ("preview", "dry-run", "report", "regenerate"),
     "Look things up": ("explain", "evidence", "methods", "modalities"),
     "For programs and contributors": ("schema", "rules"),
 }
@@ -260,8 +261,10 @@ def say_next(script: Path, stages: Iterable[str]) -> None:
     """What to type once a script is written."""
     without = "" if find_spec("torch") else ', after pip install "medssl-advisor[train]"'
     say(f"next{without}:")
-    for stage in stages:
-        say(f"  python {shlex.quote(str(script))} {stage} --data manifest.csv --out runs/a")
+    name, run = shlex.quote(str(script)), "--data manifest.csv --out runs/a"
+    commands = [f"python {name} {stage}" for stage in stages]
+    for command in (f"medssl preview {name}", *commands, f"medssl report {name}"):
+        say(f"  {command} {run}")
 
 
 def reader() -> Callable[[str], str]:

@@ -19,6 +19,7 @@ from monai.networks.nets import SegResNet, SwinUNETR
 from monai.networks.nets.segresnet_ds import SegResEncoder
 
 from advisor import recommend
+from advisor.beside.report import report as written_report
 from advisor.parts import part
 from advisor.plan import make_plan
 
@@ -506,6 +507,8 @@ def test_from_scratch_there_is_one_start(
     assert f"from scratch: {module.PRIMARY} {score['value']:.3f} (95 % interval" in sentence
     assert sentence in capsys.readouterr().out
     assert not (tmp_path / "out" / "encoder.pt").exists()
+    report = written_report(module, manifest, tmp_path / "out").read_text()
+    assert sentence in report and "encoder.safetensors" not in report
     assert (tmp_path / "out" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(SystemExit):
         run(module, "pretrain", manifest, tmp_path / "out")  # there is no such stage

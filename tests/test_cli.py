@@ -299,7 +299,9 @@ def test_a_script_is_written_and_the_next_commands_are_told(here: Path) -> None:
     assert result.exit_code == 0 and result.stdout == ""
     ast.parse(Path("train.py").read_text())
     shown = result.stderr.splitlines()
-    assert [s for s in shown if s.startswith("  python train.py ")] == shown[-3:]
+    told = [tuple(line.split()[:3]) for line in shown[shown.index("next:") + 1 :]]
+    stages = [("python", "train.py", stage) for stage in ("pretrain", "finetune", "evaluate")]
+    assert told == [("medssl", "preview", "train.py"), *stages, ("medssl", "report", "train.py")]
     assert "exists already" in refused("generate", *CT)
     before = Path("train.py").read_text()
     emitted = (s.method for s in answered().strategies if s.emits)

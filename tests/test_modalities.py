@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, PositronEmissionTomographyImageS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor import Knowledge, recommend
+from advisor.beside.pictures import preview
 from advisor.plan import PlanError, make_plan
 
 MODALITIES = Knowledge.load().modalities
@@ -696,14 +697,12 @@ def test_preview_shows_different_rows_and_then_what_was_learned(
     dimensionality: str,
     columns: int,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = emitted.script(method, modality, task, dimensionality)
     target = "mask" if task == "segmentation" else "label"
     write = emitted.pictures if dimensionality == "2d" else emitted.volumes
     manifest, out = write(tmp_path / "data", target=target), tmp_path / "run"
-    emitted.run(module, "preview", manifest, out)
-    said = capsys.readouterr().out
+    said = preview(module, manifest, out, emitted.options(module))
     assert said.count(",") == columns - 1 and "as read" in said
     with Image.open(out / "preview.png") as picture:
         before = np.asarray(picture.convert("L")).astype(float)
@@ -721,14 +720,13 @@ def test_preview_shows_different_rows_and_then_what_was_learned(
         for other in range(one):
             assert np.abs(cells[one] - cells[other]).mean() > 1, (one, other)
     assert not (out / "preview.png.part").exists() and not (out / "splits.csv").exists()
-    emitted.run(module, "preview", manifest, out)
+    preview(module, manifest, out, emitted.options(module))
     with Image.open(out / "preview.png") as picture:
         again = np.asarray(picture.convert("L")).astype(float)
     np.testing.assert_array_equal(again, before)  # the seed decides
     if method == "mae":
         emitted.run(module, "pretrain", manifest, out, epochs=2)
-        emitted.run(module, "preview", manifest, out)
-        assert "weights of step" in capsys.readouterr().out
+        assert "weights of step" in preview(module, manifest, out, emitted.options(module))
         with Image.open(out / "preview.png") as picture:
             after = np.asarray(picture.convert("L")).astype(float)
         assert np.abs(after - before).max() > 10
@@ -740,7 +738,7 @@ def test_preview_without_a_readable_image_says_why(tmp_path: Path, capsys: Any) 
     for file in (tmp_path / "data").glob("*.png"):
         file.write_bytes(b"nothing")
     with pytest.raises(SystemExit) as caught:
-        emitted.run(module, "preview", manifest, tmp_path / "run")
+        preview(module, manifest, tmp_path / "run", emitted.options(module))
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert "nothing to show" in error and "cannot identify image file" in error

@@ -68,7 +68,7 @@ def test_the_readme_names_the_stages_that_the_script_has() -> None:
         plan = make_plan(answered, method)
         readme = project.files(answered, plan)["README.md"]
         named = re.findall(r"^python train.py (\w+)", readme, re.MULTILINE)
-        assert named == ["preview", *first, "finetune", "evaluate"], method
+        assert named == [*first, "finetune", "evaluate"], method
         body = "\n".join(part(name).body for name in plan.parts)
         for stage in named:
             assert f"{stage}(" in body, stage

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 
 from advisor import Knowledge, parts, recommend
+from advisor.beside.report import report as written_report
 
 CASES = [
     (card.id, task, dimensionality)
@@ -188,13 +189,16 @@ def test_the_whole_path_runs_and_reports(method, task, dimensionality, tmp_path)
     with (out / "predictions.csv").open() as stream:
         rows = list(csv.reader(stream))
     assert len(rows) == 1 + 2 * len(fractions) * 4  # starts, fractions, test cases; one seed
+    assert {len(row) for row in rows} == {len(set(rows[0]))}  # a name for every column
     report = json.loads((out / "hand_over.json").read_text())
     encoder = {f"encoder.{n}" for n in module.Encoder(settings(module)).state_dict()}
     assert encoder <= set(report["loaded"]) and not encoder & {*report["new"], *report["left"]}
     kept = torch.load(out / "encoder.pt", weights_only=True)
     restored = task == "segmentation" and any(n.startswith("decoder.") for n in kept)
     assert any(n.startswith("decoder.") for n in report["loaded"]) == restored
-    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    shown = ["curves.png", "examples.png", *["calibration.png"] * (task == "classification")]
+    assert all(f"![{p}]({p})" in written_report(module, manifest, out).read_text() for p in shown)
+    assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in shown)
     history = (out / "pretrain.csv").read_text().splitlines()
     assert history[0] == "step,loss,learning_rate,spread,effective_rank,seconds"
     assert len(history) > 1

@@ -23,7 +23,7 @@ ORDER = """
     scoring whatif answer ranking
     page words explain handbook evidence defence compare difference
     parts layout origin plan render project regenerated
-    files dataset questionnaire shell demo audit lookup scripts cli
+    files dataset beside questionnaire shell demo audit lookup running scripts cli
 """.split()
 
 

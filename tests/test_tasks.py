@@ -25,6 +25,8 @@ from sklearn.metrics import average_precision_score, r2_score
 from test_script_faults import Fault, changed, fault  # noqa: F401
 from test_script_learning import structured
 
+from advisor.beside.report import report as written_report
+
 TARGETS = {
     "regression": "target",
     "retrieval": "label",
@@ -100,7 +102,8 @@ def test_the_whole_path_runs_and_reports(method, task, dimensionality, tmp_path)
         assert task == "regression" or score["low"] >= 0
     with (out / "predictions.csv").open() as stream:
         rows = list(csv.reader(stream))
-    assert len(rows) == 1 + 2 * 4 and len({len(row) for row in rows[1:]}) == 1
+    assert len(rows) == 1 + 2 * 4 and {len(row) for row in rows} == {len(set(rows[0]))}
+    assert metrics["verdict"][0] in written_report(module, manifest, out).read_text()
     report = json.loads((out / "hand_over.json").read_text())
     encoder = {f"encoder.{n}" for n in module.Encoder(settings(module)).state_dict()}
     assert encoder <= set(report["loaded"]) and not encoder & {*report["new"], *report["left"]}

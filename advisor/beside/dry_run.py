@@ -1,0 +1,114 @@
+"""What a whole run will take, from a few real steps on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .script import readable, settings_of
+
+TRIED = 5  # steps, of which the first, slower one is not counted
+
+
+def estimate(module: ModuleType, data: Path, out: Path, options: Sequence[str]) -> Iterator[str]:
+    """Lines on size, memory, hours and disk; decodes a few images only, and trains nothing.
+
+    Args:
+        module: The script.
+        data: The manifest.
+        out: The folder that the run would have.
+        options: Settings, as on the script's command line.
+    """
+    settings = settings_of(module, data, out, options)
+    cases = module.read_manifest(data, settings)
+    labelled = [c for c in cases if c.target and c.split == "train"]
+    read = readable(module, labelled, out / "cache", settings)
+    for place, case in enumerate(cases):  # the few images stand for all others
+        few = read[place % len(read)]
+        cases[place] = replace(case, array=few.array, target=few.target if case.target else "")
+    for name, (network, samples, schedule), times in _stages(module, cases, settings, out):
+        try:
+            seconds = _rehearsed(module, network, samples, schedule, settings)
+        except torch.cuda.OutOfMemoryError:
+            module.fail(f"{name} does not fit into the memory of this GPU: {_lower(settings)}")
+        whole, encoder = (
+            sum(p.numel() for p in part.parameters()) / 1e6 for part in (network, network.encoder)
+        )
+        hours = seconds * schedule.steps * times / 3600
+        yield (
+            f"{name}: {whole:.2f} million parameters, {encoder:.2f} of them the encoder's; "
+            f"{_memory(module.this_device())}; {seconds:.3g} s a step, {schedule.steps} steps"
+            f"{f', {times} runs' * (times > 1)}: {hours:.2g} hours"
+        )
+    masks = [Path(c.target).stat().st_size for c in read if c.target.endswith(".npy")]
+    disk = len(cases) * np.mean([c.array.stat().st_size for c in read])
+    disk += sum(bool(c.target) for c in cases) * np.mean(masks or [0])
+    yield f"decoded copies: {disk / 1e9:.3g} GB in {out / 'cache'} for {len(cases)} images"
+    yield f"too much memory: {_lower(settings)}; too many hours: {_shorter(settings)}"
+
+
+def _stages(
+    module: ModuleType, cases: list[Any], settings: Any, out: Path
+) -> Iterator[tuple[str, tuple[Any, Any, Any], int]]:
+    """Every stage that learns: what from what for how long, and how many times."""
+    if hasattr(module, "learning"):
+        yield "pretrain", module.learning(cases, settings), 1
+    fraction = max(settings.label_fractions)
+    learned = module.fine_tuning(module.Model(settings), cases, fraction, settings.seed, settings)
+    yield "finetune", learned, len(module.runs(settings, out))
+
+
+def _rehearsed(module: ModuleType, network: Any, data: Any, schedule: Any, settings: Any) -> float:
+    """Median seconds of a step of the script's loop, reading included."""
+    device = module.this_device()
+    network = network.to(device, memory_format=module.MEMORY).train()
+    optimizer, ended = module.optimizer_of(network, settings), []
+    few = module.Batches(len(data.cases), replace(schedule, steps=TRIED), 0, 0, 1)
+    loader = torch.utils.data.DataLoader(data, batch_sampler=few, num_workers=settings.workers)
+    for step, batch in enumerate(loader, start=1):
+        optimizer.zero_grad(set_to_none=True)
+        module.backward(network, [part.to(device) for part in batch], settings)
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        optimizer.step()
+        if hasattr(network, "after_step"):
+            network.after_step(min(1.0, step / schedule.steps))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ended.append(time.perf_counter())
+    return float(np.median(np.diff(ended)))
+
+
+def _memory(device: torch.device) -> str:
+    """The most that was in use so far: of the GPU, or else of this process."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 1e9
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} of {total:.0f} GB on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows keeps no such record
+        return "memory unknown"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most (CPU)"
+
+
+def _lower(settings: Any) -> str:
+    if getattr(settings, "recompute", True) and getattr(settings, "images_at_once", 1) == 1:
+        return "lower --batch-size, --finetune-batch-size or --size"
+    ways = {"images_at_once": "lower --images-at-once", "recompute": "add --recompute 1"}
+    known = [way for name, way in ways.items() if hasattr(settings, name)]
+    return ", ".join([*known, "or lower --batch-size, --finetune-batch-size or --size"])
+
+
+def _shorter(settings: Any) -> str:
+    names = ("epochs", "finetune_steps", "seeds", "label_fractions")
+    known = [f"--{n.replace('_', '-')}" for n in names if hasattr(settings, n)]
+    return f"lower {', '.join(known)}"
