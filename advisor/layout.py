@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "starts/weights"
 _SUMS = "networks/summed"
+# the page: what people come for stands first, machinery last
+_ORDER = "methods networks views tasks data plumbing loops loop starts protocol".split()
 # settings that, above 0, put a part in the place of another; and what the page must hold for it
 _FOCUS = {
     "foreground_share": ("data/pool", "data/pool_focused", {"tasks/crops", "data/volume3d"}),
@@ -56,7 +58,7 @@ def _layout(profile: Profile) -> _Layout:
 
 
 def page_of(recommendation: Recommendation, method: str, dimensionality: str) -> list[str]:
-    """Templates in page order: data, views, network, method, task, loop, starts, protocol.
+    """Templates in page order: method, network, views, task, data, loop, starts, protocol.
 
     Args:
         recommendation: The answer for a profile.
@@ -90,11 +92,17 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     if "placement" in asked:
         data.append("data/boxes3d" if volumes else "data/boxes2d")
     networks = [network, *_tops(network, asked)]
-    page = ["data/manifest", *data, *views, *networks, f"methods/{method}", *tasks]
-    page = _with_helpers([*page, "loop", *_starts(own, network), "protocol"])
+    page = [f"methods/{method}", *networks, *views, *tasks, "data/manifest", *data]
+    found = _with_helpers([*page, "loop", *_starts(own, network), "protocol"])
     # what sums over all images needs them at once; other batches may be cut into pieces
-    page.insert(page.index("loop"), f"loops/{'whole' if _SUMS in page else 'pieces'}")
-    return page
+    found.append(f"loops/{'whole' if _SUMS in found else 'pieces'}")
+
+    def place(name: str) -> int:
+        folder = name.partition("/")[0]
+        helps = folder == "networks" and name not in page
+        return _ORDER.index("plumbing" if helps else folder)
+
+    return sorted(found, key=place)
 
 
 def focus_of(page: list[str]) -> dict[str, tuple[str, str]]:
@@ -150,7 +158,7 @@ def _starts(own: parts.Part, network: str) -> list[str]:
 
 
 def _with_helpers(page: list[str]) -> list[str]:
-    """The page with every part that one of its parts names, just before its first use."""
+    """The page with every part that one of its parts names, before its first use."""
     found: list[str] = []
 
     def add(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -64,6 +64,7 @@ class Plan(BaseModel):
         method: id of the method.
         title: first line of the script's docstring.
         dims: 2 or 3.
+        target: the column of the manifest that the task asks for.
         parts: templates in page order, as "methods/mae".
         settings: values in page order.
         header: lines above the script: profile, reasons, what speaks against, provenance.
@@ -74,6 +75,7 @@ class Plan(BaseModel):
     method: str
     title: str
     dims: int
+    target: str
     parts: tuple[str, ...]
     settings: tuple[Planned, ...]
     header: tuple[str, ...]
@@ -138,6 +140,7 @@ def make_plan(
         method=strategy.method,
         title=f"{strategy.name} for {profile.modality} {profile.task} {where}.",
         dims=int(dimensionality[0]),
+        target=_target(chosen),
         parts=tuple(chosen),
         settings=tuple(settings),
         header=tuple(header_lines(recommendation, strategy.method)),
@@ -148,6 +151,13 @@ def make_plan(
             packs=tuple(pack.name for pack in recommendation.knowledge.packs),
         ),
     )
+
+
+def _target(chosen: Iterable[str]) -> str:
+    """The column of the manifest that the task asks for."""
+    bodies = (parts.part(name).body for name in chosen)
+    found = (re.search(r'^TARGET = "(.+)"$', body, re.MULTILINE) for body in bodies)
+    return next(match[1] for match in found if match)
 
 
 def _strategy(recommendation: Recommendation, method: str | None) -> Strategy:

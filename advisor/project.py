@@ -37,15 +37,14 @@ def files(found: Recommendation, plan: Plan) -> dict[str, str]:
         found: The answer that the plan is for.
         plan: What the script does.
     """
-    target = _targets(plan)
     return {
         "train.py": render(plan),
-        "manifest.csv": f"path,{target},patient,split\n",
+        "manifest.csv": f"path,{plan.target},patient,split\n",
         "requirements.txt": requirements(plan),
         "train.sbatch": batch_file(plan),
         "recommendation.json": found.model_dump_json(indent=2) + "\n",
         "explanation.md": markdown(answer(found, everything=True)) + "\n",
-        "README.md": _readme(found, plan, target),
+        "README.md": _readme(found, plan),
     }
 
 
@@ -108,23 +107,16 @@ exit "$code"
 """
 
 
-def _targets(plan: Plan) -> str:
-    """The manifest's columns that the task asks for."""
-    for name in plan.parts:
-        if found := re.search(r'^TARGET = "(.+)"$', part(name).body, re.MULTILINE):
-            return found[1]
-    return "label"
-
-
-def _readme(found: Recommendation, plan: Plan, target: str) -> str:
+def _readme(found: Recommendation, plan: Plan) -> str:
     shared = "--data manifest.csv --out runs/a"
     commands = "\n".join(f"python train.py {each} {shared}" for each in stages(plan))
     return f"""# {plan.title.rstrip(".")}
 
 {found.verdict}
 
-1. Fill `manifest.csv`: a row an image or volume. `path` is relative to the manifest; `{target}` is
-   empty for images without a label; rows of one patient share `patient`; `split` may be empty.
+1. Fill `manifest.csv`: a row an image or volume. `path` is relative to the manifest;
+   `{plan.target}` is empty for images without a label; rows of one patient share `patient`; `split`
+   may be empty.
 2. Install: `pip install -r requirements.txt`
 3. Look at what the network will see and what the run will take, then train:
 

@@ -36,7 +36,7 @@ def render(plan: Plan) -> str:
     own = parse("script", "from dataclasses import asdict, dataclass\n")
     text = _page().render(
         header=Verbatim("\n".join(f"# {line}".rstrip() for line in plan.header)),
-        docstring=Verbatim(f'"""{plan.title}"""'),
+        docstring=Verbatim(_docstring(plan)),
         imports=Verbatim(imports([own, *chosen])),
         dims=plan.dims,
         fields=Verbatim("\n    ".join(_fields(plan.settings))),
@@ -46,6 +46,17 @@ def render(plan: Plan) -> str:
     bodies = {SETTINGS: text[start : text.index("\n\n\n", start)]}
     bodies |= {p.name: p.body for p in chosen}
     return f"{text.rstrip()}\n\n\n{footer(plan.origin, bodies)}\n"
+
+
+def _docstring(plan: Plan) -> str:
+    return f'''"""{plan.title}
+
+    python train.py all --data manifest.csv --out runs/a
+
+The manifest is a CSV file with the columns path, {plan.target}, patient and split; rows without a
+{plan.target} are the unlabelled pool. Read on: settings, method, network, views, task, data; then
+what makes it run: several processes, the training loop, the stages, the protocol of evaluation.
+"""'''
 
 
 @cache
@@ -98,7 +109,7 @@ def _fields(settings: Iterable[Planned]) -> list[str]:
 def imports(chosen: Iterable[Part]) -> str:
     """One block of imports for all parts, in the formatter's order."""
     pairs = {pair for part in chosen for pair in part.imports}
-    blocks = []
+    blocks = ["from __future__ import annotations"]  # parts may stand before what they speak of
     for standard in (True, False):
         own = {(m, n) for m, n in pairs if (m.split(".")[0] in sys.stdlib_module_names) == standard}
         lines = [f"import {module}" for module in sorted(m for m, n in own if not n)]

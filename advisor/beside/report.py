@@ -58,7 +58,8 @@ def report(module: ModuleType, data: Path, out: Path) -> Path:
     cases = module.prepare(module.read_manifest(data, settings), settings, out)
     test = [c for c in cases if c.target and c.split == metrics["split"]]
     predicted = _predictions(out)
-    lines = [f"# {(module.__doc__ or '').strip()}", "", *metrics["verdict"], "", *_table(metrics)]
+    title = (module.__doc__ or "").strip().partition("\n")[0]
+    lines = [f"# {title}", "", *metrics["verdict"], "", *_table(metrics)]
     lines += ["", *_frozen(metrics)]
     curves(module, metrics, settings, out)
     if hasattr(module, "probabilities"):
