@@ -21,6 +21,11 @@ _FOCUS = {
     "foreground_share": ("data/pool", "data/pool_focused", {"tasks/crops", "data/volume3d"}),
     "mask_focus": ("methods/hiding_order", "methods/hiding_order_focused", set()),
 }
+# settings that, above 0, add what reads the user's priors and goes by them
+_PRIOR = {
+    "prior_share": {"data/pool", "tasks/crops", "data/volume3d"},
+    "mask_prior": {"data/pool", "methods/hiding_order"},
+}
 
 
 class PlanError(ValueError):
@@ -105,17 +110,35 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     return sorted(found, key=place)
 
 
-def focus_of(page: list[str]) -> dict[str, tuple[str, str]]:
-    """Settings that may direct this page at what stands out: the part, and that in its place.
+def focus_of(page: list[str]) -> set[str]:
+    """Settings that may direct this page at what stands out, or at what the user says matters.
 
     Args:
         page: Names of templates.
     """
-    return {
-        name: (plain, focused)
-        for name, (plain, focused, needed) in _FOCUS.items()
-        if {plain, *needed} <= set(page)
-    }
+    needed = {name: {plain, *more} for name, (plain, _, more) in _FOCUS.items()} | _PRIOR
+    return {name for name, parts_needed in needed.items() if parts_needed <= set(page)}
+
+
+def focused(page: list[str], chosen: set[str]) -> list[str]:
+    """The page with the parts that these of its settings switch on.
+
+    Args:
+        page: Names of templates.
+        chosen: Some of `focus_of(page)`.
+    """
+    swaps = {plain: other for name, (plain, other, _) in _FOCUS.items() if name in chosen}
+    added = []
+    if chosen & _PRIOR.keys():
+        added = ["data/prior"]
+        if "prior_share" in focus_of(page):  # rows with a prior are cut apart from the others
+            added.append("data/prior_regions")
+    if "mask_prior" in chosen:
+        added.append("methods/prior_masks")
+        swaps["data/frame_lit"] = "data/frame_whole"  # a prior lies on the whole picture
+    directed = [swaps.get(name, name) for name in page]
+    after = directed.index(swaps.get("data/pool", "data/pool")) + 1 if added else 0
+    return directed[:after] + added + directed[after:]
 
 
 def _tops(network: str, asked: frozenset[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from . import parts
-from .layout import PlanError, focus_of, networks, page_of
+from .layout import PlanError, focus_of, focused, networks, page_of
 from .origin import Origin
 from .profile import nearest
 
@@ -112,7 +112,7 @@ def make_plan(
     dimensionality = "2d" if video else dimensionality  # frames are pictures
     numbers = _numbers(recommendation, strategy, chosen, dimensionality)
     focus = focus_of(chosen)
-    wanted = {name for part in chosen for name in parts.part(part).settings} | focus.keys()
+    wanted = _asked(chosen) | focus
     if missing := sorted(wanted - numbers.keys()):
         raise PlanError(
             f"{strategy.method}: no value for the setting {missing[0]!r}: add it to "
@@ -124,11 +124,8 @@ def make_plan(
             close = nearest(name, sorted(wanted))
             raise PlanError(f"--set {name}: there is no such setting{close}")
         numbers[name] = _Number(_like(numbers[name].value, name, text), "Set by you.", "--set")
-    for name, (plain, focused) in focus.items():
-        if numbers[name].value > 0:
-            chosen[chosen.index(plain)] = focused
-        else:
-            wanted.discard(name)
+    chosen = focused(chosen, {name for name in focus if numbers[name].value > 0})
+    wanted = _asked(chosen)
     settings = [
         Planned(name=name, value=n.value, why=n.why, source=n.source)
         for name, n in numbers.items()
@@ -181,6 +178,11 @@ def _strategy(recommendation: Recommendation, method: str | None) -> Strategy:
             f"{method}: there is no script template for this problem; there is for: {fits}"
         )
     raise PlanError(f"there is no method {method!r}{nearest(method, sorted(by_id))}")
+
+
+def _asked(page: list[str]) -> set[str]:
+    """Settings that these parts read."""
+    return {name for part in page for name in parts.part(part).settings}
 
 
 def _numbers(
