@@ -67,6 +67,9 @@ clean:
 	$(PIP) -e '.[train,demo]'
 	@touch $@
 
+# tests/test_oracles.py compares losses with lightly's, which need torch alone; what lightly asks for
+# beside it is left out, since pip's torchvision does not run with a CPU build of torch.
 .venv/test: .venv/made pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps lightly
 	@touch $@ .venv/demo
