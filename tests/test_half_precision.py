@@ -1,0 +1,38 @@
+"""In bfloat16, as GPUs train, every loss is what it is in float32 but for rounding."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from test_script_learning import DIFFERENT, module_for, smallest, structured
+
+
+@pytest.mark.parametrize("case", DIFFERENT, ids="-".join)
+def test_losses_and_gradients_in_half_precision_are_those_in_full(case, monkeypatch) -> None:
+    module = module_for(*case)
+    convolved = hasattr(module, "SegResNet") and module.DIMS == 3
+    chosen = smallest(module, **({"size": 16} if convolved else {}))
+    torch.manual_seed(0)
+    network = module.Method(chosen).train()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    count = len(inspect.signature(network.forward).parameters)
+    several = 4 if module.DIMS == 3 else 16  # of fewer, batch norm makes much of a rounding
+    images = [structured(module, chosen, several) for _ in range(count)]
+    found = []
+    for half in (False, True):
+        monkeypatch.setattr(
+            module, "precision", lambda _, half=half: torch.autocast("cpu", torch.bfloat16, half)
+        )
+        network.load_state_dict(state)
+        network.zero_grad()
+        torch.manual_seed(1)
+        loss, features = module.backward(network, images, chosen)
+        assert loss.dtype == torch.float32 and features.isfinite().all()
+        gradient = [p.grad.flatten() for p in network.parameters() if p.requires_grad]
+        found.append((loss.item(), torch.cat(gradient)))
+    (full, exact), (half, rounded) = found
+    assert half == pytest.approx(full, rel=0.12)
+    cosine = torch.cosine_similarity(exact, rounded, dim=0).item()
+    assert cosine > 0.3, cosine  # random directions in so many dimensions have about 0
