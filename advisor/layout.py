@@ -17,9 +17,10 @@ _SUMS = "networks/summed"
 # the page: what people come for stands first, machinery last
 _ORDER = "methods networks views tasks data plumbing loops loop starts protocol".split()
 # settings that, above 0, put a part in the place of another; and what the page must hold for it
-_FOCUS = {
+_SWITCHES = {
     "foreground_share": ("data/pool", "data/pool_focused", {"tasks/crops", "data/volume3d"}),
     "mask_focus": ("methods/hiding_order", "methods/hiding_order_focused", set()),
+    "shard_optimizer": ("loops/optimizer", "loops/optimizer_sharded", set()),
 }
 # settings that, above 0, add what reads the user's priors and goes by them
 _PRIOR = {
@@ -100,7 +101,7 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     page = [f"methods/{method}", *networks, *views, *tasks, "data/manifest", *data]
     found = _with_helpers([*page, "loop", *_starts(own, network), "protocol"])
     # what sums over all images needs them at once; other batches may be cut into pieces
-    found.append(f"loops/{'whole' if _SUMS in found else 'pieces'}")
+    found += ["loops/optimizer", f"loops/{'whole' if _SUMS in found else 'pieces'}"]
 
     def place(name: str) -> int:
         folder = name.partition("/")[0]
@@ -110,28 +111,28 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     return sorted(found, key=place)
 
 
-def focus_of(page: list[str]) -> set[str]:
-    """Settings that may direct this page at what stands out, or at what the user says matters.
+def switches_of(page: list[str]) -> set[str]:
+    """Settings that may put other parts on this page, or more of them.
 
     Args:
         page: Names of templates.
     """
-    needed = {name: {plain, *more} for name, (plain, _, more) in _FOCUS.items()} | _PRIOR
+    needed = {name: {plain, *more} for name, (plain, _, more) in _SWITCHES.items()} | _PRIOR
     return {name for name, parts_needed in needed.items() if parts_needed <= set(page)}
 
 
-def focused(page: list[str], chosen: set[str]) -> list[str]:
+def switched(page: list[str], chosen: set[str]) -> list[str]:
     """The page with the parts that these of its settings switch on.
 
     Args:
         page: Names of templates.
-        chosen: Some of `focus_of(page)`.
+        chosen: Some of `switches_of(page)`.
     """
-    swaps = {plain: other for name, (plain, other, _) in _FOCUS.items() if name in chosen}
+    swaps = {plain: other for name, (plain, other, _) in _SWITCHES.items() if name in chosen}
     added = []
     if chosen & _PRIOR.keys():
         added = ["data/prior"]
-        if "prior_share" in focus_of(page):  # rows with a prior are cut apart from the others
+        if "prior_share" in switches_of(page):  # rows with a prior are cut apart from the others
             added.append("data/prior_regions")
     if "mask_prior" in chosen:
         added.append("methods/prior_masks")

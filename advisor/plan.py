@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from . import parts
-from .layout import PlanError, focus_of, focused, networks, page_of
+from .layout import PlanError, networks, page_of, switched, switches_of
 from .origin import Origin
 from .profile import nearest
 
@@ -111,8 +111,8 @@ def make_plan(
     video = dimensionality == "video"
     dimensionality = "2d" if video else dimensionality  # frames are pictures
     numbers = _numbers(recommendation, strategy, chosen, dimensionality)
-    focus = focus_of(chosen)
-    wanted = _asked(chosen) | focus
+    switches = switches_of(chosen)
+    wanted = _asked(chosen) | switches
     if missing := sorted(wanted - numbers.keys()):
         raise PlanError(
             f"{strategy.method}: no value for the setting {missing[0]!r}: add it to "
@@ -124,7 +124,7 @@ def make_plan(
             close = nearest(name, sorted(wanted))
             raise PlanError(f"--set {name}: there is no such setting{close}")
         numbers[name] = _Number(_like(numbers[name].value, name, text), "Set by you.", "--set")
-    chosen = focused(chosen, {name for name in focus if numbers[name].value > 0})
+    chosen = switched(chosen, {name for name in switches if numbers[name].value > 0})
     wanted = _asked(chosen)
     settings = [
         Planned(name=name, value=n.value, why=n.why, source=n.source)
