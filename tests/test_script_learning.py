@@ -448,34 +448,6 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path) -> None:
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize(("method", "task", "dimensionality"), DIFFERENT[::2])
-def test_stopped_at_any_checkpoint_it_goes_on_alike(method, task, dimensionality, tmp_path) -> None:
-    module = module_for(method, task, dimensionality)
-    write = pictures if dimensionality == "2d" else volumes
-    manifest = write(tmp_path, target="mask" if task == "segmentation" else "label")
-    more = {"epochs": 3, "checkpoint_every": 1, "size": 32}
-    run(module, "pretrain", manifest, tmp_path / "whole", **more)
-    steps = torch.load(tmp_path / "whole" / "pretrain.pt", weights_only=True)["step"]
-    saved, save = 0, module.save
-
-    def dying(content, file) -> None:
-        nonlocal saved
-        save(content, file)
-        saved += 1
-        if saved == steps // 2:
-            raise KeyboardInterrupt
-
-    module.save = dying
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(module, "pretrain", manifest, tmp_path / "cut", **more)
-    finally:
-        module.save = save
-    run(module, "pretrain", manifest, tmp_path / "cut", **more)
-    whole, cut = (weights(tmp_path / out / "pretrain.pt") for out in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-
-
 def test_a_polite_stop_saves_and_says_so(tmp_path, capsys) -> None:
     module = script("models-genesis", "mri", "segmentation", "2d")
     manifest, watch = pictures(tmp_path, target="mask"), module.Watch.__call__

@@ -58,7 +58,8 @@ def assert_same(one: dict, other: dict) -> None:
 
 
 def test_sharded_and_whole_runs_are_the_same_and_continue_each_other(tmp_path: Path) -> None:
-    module, manifest = script(*PROBLEM, shard_optimizer="1"), pictures(tmp_path / "data", target="mask")
+    module = script(*PROBLEM, shard_optimizer="1")
+    manifest = pictures(tmp_path / "data", target="mask")
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     pretrained(module, manifest, whole, 0, 2)
     pretrained(module, manifest, sharded, 1, 2)
