@@ -152,6 +152,7 @@ class ModalityCard(Card):
     views: Views
     distort: Part | None = None  # templates/views/<value>.py.j2; else grey or colour
     frame: Part | None = None  # templates/data/frame_<value>.py.j2; else the whole image
+    pictures: Part | None = None  # templates/data/<value>.py.j2, what a row of 2D holds
     physics: dict[str, Setting] = Field(default={})  # what these templates ask for
     safe: tuple[Augmentation, ...]
     unsafe: tuple[Augmentation, ...]

@@ -230,7 +230,7 @@ def _modality(knowledge: Knowledge, card: ModalityCard) -> Page:
         Item(f"intensity = {intensity.mode}{span}: {intensity.why}", intensity.source),
         _setting("spacing_mm", card.spacing_mm),
     ]
-    steps = {"distort": card.distort, "frame": card.frame}
+    steps = {"distort": card.distort, "frame": card.frame, "pictures": card.pictures}
     reading += [_setting(name, part) for name, part in steps.items() if part]
     views = [_setting(name, getattr(card.views, name)) for name in type(card.views).model_fields]
     views += [_setting(name, setting) for name, setting in card.physics.items()]

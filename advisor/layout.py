@@ -79,7 +79,8 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     own = parts.part(f"methods/{method}")
     network = _network(own, profile, volumes)
     kind = "data/volume3d" if volumes else "data/image2d"
-    pictures = {"2d": "data/folder", "3d": "data/one_each", "video": "data/clip"}
+    planar = f"data/{common['pictures'].value}"
+    pictures = {"2d": planar, "3d": "data/one_each", "video": "data/clip"}
     normalise = f"data/{common['intensity_mode'].value}"
     # masks and boxes lie on the whole image
     frame = "whole" if recommendation.facts.values["dense"] else common["frame"].value

@@ -23,6 +23,7 @@ class Part:
         name: path below `templates/` without the ending, as "methods/mae".
         body: its text without imports.
         imports: absolute imports as (module, name or ""), to be written once, at the top.
+        modules: first names of all modules that it imports, also where they are used.
         slots: names that it takes from whichever part the plan chose.
         parts: other parts that it names.
         settings: settings that it reads.
@@ -32,6 +33,7 @@ class Part:
     name: str
     body: str
     imports: frozenset[tuple[str, str]]
+    modules: frozenset[str]
     slots: frozenset[str]
     parts: tuple[str, ...]
     settings: frozenset[str]
@@ -74,6 +76,7 @@ def parse(name: str, source: str) -> Part:
         name,
         body,
         frozenset(imports),
+        frozenset(_modules(tree)),
         frozenset(slots),
         tuple(parts),
         frozenset(_settings(tree)),
@@ -83,6 +86,14 @@ def parse(name: str, source: str) -> Part:
 
 def _written(alias: ast.alias) -> str:
     return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+
+
+def _modules(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0]
 
 
 def _defined(tree: ast.Module) -> Iterator[str]:

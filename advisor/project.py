@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 # What scripts may import, by module, as pip names it; the upper bounds are the next major version
 # after the one that the tests run with.
 RANGES = {
+    "av": "av>=14,<20",
     "matplotlib": "matplotlib>=3.8,<4",
     "monai": "monai>=1.4,<2",
     "nibabel": "nibabel>=5.2,<6",
     "numpy": "numpy>=1.26,<3",
+    "openslide": "openslide-python>=1.4,<2",
     "PIL": "pillow>=10.1,<14",
     "pydicom": "pydicom>=3.0,<4",
     "safetensors": "safetensors>=0.4,<1",
     "torch": "torch>=2.4,<3",
     "tqdm": "tqdm>=4.66,<5",
 }
-WITH_MONAI = "einops>=0.7,<1"  # its transformers import it when they are built
+COMPANIONS = {
+    "monai": "einops>=0.7,<1",  # its transformers import it when they are built
+    "openslide": "openslide-bin>=4.0,<5",  # the library itself
+}
 
 
 def files(found: Recommendation, plan: Plan) -> dict[str, str]:
@@ -54,10 +59,9 @@ def requirements(plan: Plan) -> str:
     Args:
         plan: What the script does.
     """
-    modules = {module for name in plan.parts for module, _ in part(name).imports}
-    roots = {re.split(r"\W", module)[0] for module in modules}
-    lines = [line for module, line in RANGES.items() if module in roots]
-    return "\n".join(sorted([*lines, *([WITH_MONAI] if "monai" in roots else [])])) + "\n"
+    modules = {module for name in plan.parts for module in part(name).modules}
+    known = [*RANGES.items(), *COMPANIONS.items()]
+    return "\n".join(sorted(line for module, line in known if module in modules)) + "\n"
 
 
 def batch_file(plan: Plan, script: str = "train.py", hours: float = 24.0) -> str:

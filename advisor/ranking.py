@@ -193,9 +193,11 @@ def _steps(card: ModalityCard) -> dict[str, Setting]:
     kind = "colour" if card.channels.value == 3 else "grey"
     why = "What any image of this kind may vary by."
     whole = Part(value="whole", why="The card names no margins to cut off.", source="choice")
+    folder = Part(value="folder", why="A file is one picture, a folder many.", source="choice")
     return {
         "distort": card.distort or Part(value=kind, why=why, source="choice"),
         "frame": card.frame or whole,
+        "pictures": card.pictures or folder,
     }
 
 

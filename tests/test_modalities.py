@@ -627,11 +627,11 @@ def test_a_folder_of_tiles_is_a_case_a_tile(tmp_path: Path) -> None:
     assert [c.path.name for c in cases if c.patient == "p9"] == ["none"]
 
 
-def test_videos_and_whole_slides_say_what_to_do(
+def test_what_is_no_picture_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(200))
-    assert "ffmpeg -i" in unreadable(VIDEO, tmp_path / "clip.mp4", tmp_path)
+    assert "ffmpeg -i" in unreadable(FUNDUS, tmp_path / "clip.mp4", tmp_path)
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "slide.tif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "vips dzsave" in unreadable(SLIDES, tmp_path / "slide.tif", tmp_path)

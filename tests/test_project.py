@@ -112,7 +112,7 @@ def test_requirements_are_what_the_script_imports_in_ranges_that_hold_the_tested
     tested = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
     )
-    for line in [*project.RANGES.values(), project.WITH_MONAI]:
+    for line in [*project.RANGES.values(), *project.COMPANIONS.values()]:
         name, low, high = re.fullmatch(r"([\w-]+)>=([\d.]+),<(\d+)", line).groups()
         assert f">={low}" in extra[name], f"{name}: pyproject.toml says {extra[name]}"
         if name in tested:
