@@ -80,7 +80,7 @@ def test_the_train_extra_names_what_the_templates_import(root: Path) -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add((node.module or "").partition(".")[0])
-    distributions = {"PIL": "pillow"}
+    distributions = {"PIL": "pillow", "openslide": "openslide-python"}
     foreign = {distributions.get(name, name) for name in imported - sys.stdlib_module_names}
     assert foreign - {"slots"} <= named
 
