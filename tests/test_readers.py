@@ -159,6 +159,16 @@ def test_films_that_cannot_be_read_say_why_in_a_line(
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     assert unreadable(module, tmp_path / "sound.mp4") == "is a video without frames"
+    # a title in another encoding is no reason
+    with av.open(str(tmp_path / "title.mkv"), "w") as container:
+        container.metadata["title"] = "Gastroskopie"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode())
+    titled = (tmp_path / "title.mkv").read_bytes().replace(b"Gastro", b"G\xe4stro")
+    (tmp_path / "title.mkv").write_bytes(titled)
+    assert module.film(tmp_path / "title.mkv").count == 1
     # packets in the middle are lost: only what depends on them is
     damaged = bytearray(film(tmp_path / "b.avi", "mjpeg", pix="yuvj420p").read_bytes())
     begin = [n for n in range(len(damaged)) if damaged[n : n + 4] == b"00dc"][20] + 8
