@@ -501,3 +501,37 @@ def test_normal_cases_count_as_labelled(tmp_path: Path) -> None:
     assert sum(bool(c.target) for c in cases) == 12
     hot = module.truths(cases[:4], emitted.settings(module)).tolist()
     assert hot == [[0, 0], [1, 0], [0, 1], [1, 1]]
+
+
+def test_a_run_keeps_to_the_images_and_labels_that_it_was_made_from(
+    fault: Fault, tmp_path: Path
+) -> None:
+    manifest, module = emitted.pictures(tmp_path), emitted.script(*CLASSES)
+    text, run = manifest.read_text(), tmp_path / "run"
+    emitted.run(module, "all", manifest, run)
+    before = (run / "metrics.json").read_bytes()
+    manifest.write_text(text.replace("i9.png,1,", "i9.png,0,"))  # another label for training
+    said = fault(CLASSES, manifest, "all", trained=4)
+    wanted = f"remove {run}/finetune to train on these"
+    assert said == f"the labels are not those of {run}/splits.csv: {wanted}"
+    manifest.write_text(text.replace("i15.png,,p15,\n", ""))  # one unlabelled image less
+    said = fault(CLASSES, manifest, "evaluate", trained=4)
+    assert said == f"the training images are not those of {run}/splits.csv: choose another --out"
+    manifest.write_text(text)
+    said = fault(CLASSES, manifest, "evaluate", trained=4, gamma=0.9)
+    assert "was made with gamma" in said
+    assert (run / "metrics.json").read_bytes() == before
+    # new labels need no new pre-training
+    weights = (run / "encoder.pt").read_bytes()
+    manifest.write_text(text.replace("i9.png,1,", "i9.png,0,"))
+    shutil.rmtree(run / "finetune")
+    emitted.run(module, "all", manifest, run)
+    assert (run / "encoder.pt").read_bytes() == weights
+
+
+def test_data_may_be_moved_before_a_run_goes_on(tmp_path: Path) -> None:
+    manifest, module = emitted.pictures(tmp_path / "here"), emitted.script(*CLASSES)
+    emitted.run(module, "pretrain", manifest, tmp_path / "run")
+    (tmp_path / "here").rename(tmp_path / "there")
+    emitted.run(module, "all", tmp_path / "there" / "manifest.csv", tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.json").exists()

@@ -140,7 +140,7 @@ def test_the_commands_read_a_script_and_name_what_is_wrong_in_it(tmp_path: Path)
         assert code == 2 and "--sise" in output
     for spoilt, why in (
         (source.replace("def main(", "def main"), "train.py:"),
-        ("import torchwood\n" + source, "torchwood is not installed"),
+        (source.replace("import monai\n", "import torchwood\n"), "torchwood is not installed"),
         (source.replace("DIMS = 2", "DIMS = two"), "NameError: name 'two' is not defined"),
         ("DIMS = 2\n", "is no script of `medssl generate`"),
     ):

@@ -286,7 +286,9 @@ def _classified(
     chosen = sorted(set(np.linspace(0, len(test) - 1, 8).round().astype(int).tolist()))
     for axis, place in zip(figure.subplots(2, 4).flat, chosen, strict=False):  # few test images
         case = test[place]
-        found = {n: float(v) for n, v in rows[str(case.path)].items() if n.startswith("class ")}
+        found = {
+            n: float(v) for n, v in rows[module.name_of(case)].items() if n.startswith("class ")
+        }
         likely = sorted(found, key=lambda name: -found[name])[:2]
         guesses = ", ".join(f"{n.removeprefix('class ')}: {found[n]:.2f}" for n in likely)
         axis.imshow(plane(module.unpacked(np.load(case.array))), cmap="gray", vmin=0, vmax=1)
