@@ -387,7 +387,7 @@ def test_pcrls_coarse_scales_restore_less_and_less() -> None:
 def test_pcrls_sub_crops_show_a_small_part(dimensionality, monkeypatch) -> None:
     module = module_of("pcrl-v2", dimensionality)
     monkeypatch.setattr(module, "distort", lambda images, settings: images)
-    network = network_of(module, local_least=0.15, local_most=0.3, rotate_degrees=0.0, flip_axes=())
+    network = network_of(module, local_scale=(0.15, 0.3), rotate_degrees=0.0, flip_axes=())
     side = module.region(network.settings)
     ramp = torch.arange(side) + 0.5
     images = ramp.view(-1, *[1] * (module.DIMS - 1)).expand([side] * module.DIMS)
@@ -399,6 +399,7 @@ def test_pcrls_sub_crops_show_a_small_part(dimensionality, monkeypatch) -> None:
     spans = (line[:, -1] - line[:, 0]) * 16 / 15  # pixels of the region along the first axis
     shares = (spans / 32) ** module.DIMS  # of what a view may show
     assert 0.13 < shares.min() < 0.2 and 0.25 < shares.max() < 0.31
+    assert line[:, 0].min() < 0.1 * side and line[:, -1].max() > 0.9 * side  # also of its edges
     more, fewer = (network_of(module, local_views=n) for n in (3, 1))
     values = []
     for method in (more, fewer):

@@ -342,8 +342,26 @@ def test_swin_turns_and_cuts() -> None:
     turned, quarters = network.turned(x)
     for image, result, k in zip(x, turned, quarters):
         assert torch.equal(result, torch.rot90(image, int(k), (1, 2)))
-    share = (network.cut_out(x) != x).float().mean().item()
-    assert 0.25 < share < 0.35
+    x = torch.rand(40, 1, 32, 32, 32)
+    hidden = network.cut_out(x) != x
+    shares = hidden.flatten(1).float().mean(1)
+    assert 0.15 < shares.mean() < 0.3 and shares.min() < 0.1 and 0.3 < shares.max() < 0.6
+    assert not hidden.all(0).any() and hidden.any(0).float().mean() > 0.9  # now here, now there
+
+
+def test_swin_is_asked_only_for_turns_of_its_own() -> None:
+    """A view that was turned or flipped before would hide by how much."""
+    module = script("swin-unetr", "ct", "segmentation", "3d")
+    chosen = settings(module, rotate_degrees=180.0, flip_axes=(0, 1, 2), min_scale=1.0, size=32)
+    network = module.Method(chosen)
+    side = module.region(chosen)
+    x = torch.linspace(0, 1, side)[:, None, None].expand(6, 1, side, side, side).contiguous()
+    torch.manual_seed(0)
+    clean, _, quarters = network.view(x)
+    assert len(quarters.unique()) > 2
+    for image, k in zip(clean, quarters.tolist()):
+        upright = torch.rot90(image, -k, (1, 2))[0]
+        assert (upright.diff(dim=0) > 0).all() and torch.allclose(upright[:, :1, :1], upright)
 
 
 @pytest.mark.parametrize(("task", "modality"), [("segmentation", "mri"), ("segmentation", "ct")])
