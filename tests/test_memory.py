@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from emitted import script, settings
@@ -12,7 +14,7 @@ from advisor import recommend
 from advisor.plan import make_plan
 
 
-@pytest.mark.parametrize("method", ["mae", "byol", "swin-unetr"])
+@pytest.mark.parametrize("method", ["mae", "byol", "spark", "swin-unetr"])
 def test_activations_computed_again_give_the_same_gradients(method) -> None:
     module = module_for(method, "segmentation", "3d")
     small = {"size": 32} if method == "swin-unetr" else {}
@@ -25,9 +27,15 @@ def test_activations_computed_again_give_the_same_gradients(method) -> None:
         forgets = [b for b in network.modules() if "forward" in vars(b)]
         checkpoints = [b for b in network.modules() if getattr(b, "use_checkpoint", False)]
         assert bool(forgets or checkpoints) == bool(again)
+        calls: Counter[nn.Module] = Counter()
+        for layer in network.encoder.modules():
+            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                layer.register_forward_hook(lambda layer, *_, calls=calls: calls.update([layer]))
         torch.manual_seed(1)
         loss, _ = network(images)
+        before = calls.total()
         loss.backward()
+        assert (calls.total() > 1.3 * before) == bool(again)  # layers run once more
         found.append([loss, *(p.grad for p in network.parameters() if p.requires_grad)])
     assert all(torch.equal(a, b) for a, b in zip(*found))
 

@@ -346,7 +346,7 @@ def test_swin_turns_and_cuts() -> None:
     hidden = network.cut_out(x) != x
     shares = hidden.flatten(1).float().mean(1)
     assert 0.15 < shares.mean() < 0.3 and shares.min() < 0.1 and 0.3 < shares.max() < 0.6
-    assert not hidden.all(0).any() and hidden.any(0).float().mean() > 0.9  # now here, now there
+    assert not hidden.all(0).any() and hidden.any(0).float().mean() > 0.8  # now here, now there
 
 
 def test_swin_is_asked_only_for_turns_of_its_own() -> None:
