@@ -274,6 +274,13 @@ def test_prototypes_are_directions_that_stand_still_at_first() -> None:
         assert torch.allclose(network.prototypes, start, atol=1e-6) is not moved
 
 
+def test_moco_v3_ends_its_heads_without_learned_scales() -> None:
+    network = made(emitted("moco-v3"))
+    for head in (network.projector, network.predictor):
+        assert isinstance(head[-1], nn.modules.batchnorm._BatchNorm)
+        assert not any(weight.requires_grad for weight in head[-1].parameters())
+
+
 # DenseCL
 def test_dense_contrast_is_equations_1_to_4() -> None:
     module = emitted("dense-contrast")
@@ -295,7 +302,9 @@ def test_dense_contrast_is_equations_1_to_4() -> None:
             similar = [float(f[s] @ g) for g in other]
             places.append(info_nce(r[s], keys[similar.index(max(similar))], queues[1], t))
     assert loss.item() == pytest.approx(0.7 * whole + 0.3 * mean(places), rel=1e-4)
-    pooled = torch.stack([nn.functional.normalize(k.mean(0), dim=0) for k in slow[2]])
+    encoder, _, dense = network.target.networks
+    pooled = dense(encoder(second)[-1].flatten(2).mT).mean(1)  # of length 1 only after the mean
+    pooled = nn.functional.normalize(pooled, dim=1)
     for queue, keys, old in zip(network.queues, (slow[1], pooled), queues):
         assert torch.allclose(queue, torch.cat([keys, old])[: len(old)], atol=1e-5)
 

@@ -382,8 +382,17 @@ def at_hidden(head, views, hidden) -> tuple[torch.Tensor, ...]:
     return head(torch.cat(rows)).split([len(r) for r in rows])
 
 
+def test_ibots_teacher_of_patches_warms_up_by_itself() -> None:
+    _, network = built("ibot", patch_temperature=0.1, temperature_warmup=0.5)
+    for progress, expected in ((0.0, 0.04), (0.25, 0.07), (0.5, 0.1), (1.0, 0.1)):
+        network.after_step(progress)
+        assert network.temperature.item() == pytest.approx(0.04)
+        assert network.patch_temperature.item() == pytest.approx(expected)
+
+
 def test_ibot_is_its_equations() -> None:
     module, network = built("ibot", center_momentum=0.0)
+    network.patch_temperature.fill_(0.07)
     with torch.no_grad():
         network.hidden_token.normal_()
         network.centred.centre.uniform_(-0.2, 0.2)
@@ -403,7 +412,7 @@ def test_ibot_is_its_equations() -> None:
     slow_patches, fast_patches = at_hidden(slow, taught, hidden), at_hidden(head, seen, hidden)
     for outputs, others, mask in zip(slow_patches, fast_patches, hidden, strict=True):
         places = mask.nonzero()[:, 0]
-        known = [softmax(row - centre_patches, 0.04) for row in outputs]
+        known = [softmax(row - centre_patches, 0.07) for row in outputs]
         guess = [softmax(row, 0.1) for row in others]
         losses = [cross_entropy(k, g) for k, g in zip(known, guess, strict=True)]
         patch.append(sum(losses) / max(1, len(losses)))

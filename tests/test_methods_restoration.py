@@ -109,8 +109,11 @@ def test_genesis_breaks_what_it_says(dimensionality) -> None:
     everywhere = torch.ones(4, 1, *[1] * module.DIMS, dtype=torch.bool)
     inside, outside = module.painted(x, ~everywhere) != x, module.painted(x, everywhere) != x
     assert 0.01 < inside.float().mean() < 0.45 and 0.3 < outside.float().mean() < 0.95
-    for painted, kept in zip(module.painted(x, everywhere), x):
-        assert len(set(painted[painted != kept].tolist())) == 1  # one value around the boxes
+    noise = module.painted(0 * x - 1, everywhere)
+    noise = noise[noise >= 0]  # another value at each voxel around the boxes
+    assert len(noise.unique()) > 0.99 * len(noise) and abs(noise.mean() - 0.5) < 0.02
+    still = (shuffled == x).float().mean()  # 15 %, and what falls on itself
+    assert 0.1 < still < 0.4
     assert torch.equal(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)))
     broken = network.corrupt(x)
     assert 0.2 < (broken != x).float().mean()
