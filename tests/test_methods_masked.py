@@ -521,6 +521,19 @@ def test_the_teacher_warms_up(method) -> None:
 
 
 @TAUGHT
+def test_prototypes_stand_still_at_first(method) -> None:
+    _, network = built(method, frozen_share=0.1)
+    heads = [head for name, head in network.named_children() if name.endswith("head")]
+    assert len(heads) == (2 if method == "dino-v2" else 1)
+    for progress, moved in ((0.05, False), (0.1, False), (0.11, True)):
+        for head in heads:
+            head.prototypes.data.add_(0.5)
+        network.after_step(progress)
+        for head in heads:
+            assert torch.equal(head.prototypes, head.first_prototypes) is not moved
+
+
+@TAUGHT
 @pytest.mark.parametrize("crops", [0, 1, 3])
 def test_any_number_of_small_views_will_do(method, crops) -> None:
     module, network = built(method, local_crops=crops)
