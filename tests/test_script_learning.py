@@ -42,6 +42,7 @@ FALLS = {
     "models-genesis": (4, 12, 3e-3, 0.3),
     "swin-unetr": (2, 8, 3e-4, 0.8),
     "relative-position": (2, 15, 1e-3, 0.92),
+    "simsiam": (4, 25, 1e-3, 0.9),
 }
 # all methods in 2D and 3D; what takes any network gets another in 3D
 DIFFERENT = [
