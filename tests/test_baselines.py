@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from emitted import pictures, run, script, settings, volumes
 from monai.networks.nets import SegResNet, SwinUNETR
 from monai.networks.nets.segresnet_ds import SegResEncoder
+from test_script_learning import TARGETS
 
 from advisor import recommend
 from advisor.beside.report import report as written_report
@@ -24,6 +25,7 @@ from advisor.parts import part
 from advisor.plan import make_plan
 
 State = dict[str, torch.Tensor]
+BLOCKS = {"network_blocks": (1, 1, 1)}
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
@@ -520,9 +522,15 @@ def test_from_scratch_there_is_one_start(
         (("imagenet", "xray", "segmentation", "2d", "cnn"), resnet_state(18), {}),
         (("imagenet", "xray", "segmentation", "2d", "vit"), vit_state(), {}),
         (VIT, vit_state(), {}),
-        (VOLUMES, None, {"network_blocks": (1, 1, 1), "batch_size": 2}),
+        (VOLUMES, None, BLOCKS),
+        (("imagenet", "xray", "detection", "2d", "cnn"), resnet_state(18), {}),
+        (("imagenet", "xray", "regression", "2d", "vit"), vit_state(), {}),
+        (("imagenet", "xray", "registration", "2d", "cnn"), resnet_state(18), {}),
+        (("public-checkpoint", "ct", "detection", "3d", "cnn"), None, BLOCKS),
+        (("public-checkpoint", "ct", "registration", "3d", "cnn"), None, BLOCKS),
+        (("public-checkpoint", "ct", "retrieval", "3d", "cnn"), None, BLOCKS),
     ],
-    ids=["imagenet-cnn", "imagenet-vit", "public-vit", "public-volumes"],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_weights_of_others_are_compared_with_scratch(
     problem: tuple[str, ...], state: State | None, more: dict[str, Any], tmp_path: Path
@@ -531,9 +539,8 @@ def test_weights_of_others_are_compared_with_scratch(
     if state is None:
         state = SegResEncoder(init_filters=8, blocks_down=(1, 1, 1)).state_dict()
     torch.save(state, tmp_path / "weights.pth")
-    target = "mask" if problem[2] == "segmentation" else "label"
-    manifest = (pictures if problem[3] == "2d" else volumes)(tmp_path, target=target)
-    more = {n: v for n, v in more.items() if n != "batch_size"}
+    write = pictures if problem[3] == "2d" else volumes
+    manifest = write(tmp_path, target=TARGETS[problem[2]])
     run(module, "all", manifest, out, weights=str(tmp_path / "weights.pth"), **more)
     metrics = metrics_of(out)
     (result,) = metrics["results"]

@@ -1,12 +1,16 @@
-"""In bfloat16, as GPUs train, every loss is what it is in float32 but for rounding."""
+"""In bfloat16, as GPUs and newer CPUs train, losses are those in float32 but for rounding."""
 
 from __future__ import annotations
 
 import inspect
+import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
-from test_script_learning import DIFFERENT, module_for, smallest, structured
+from emitted import UNPATCHED, pictures, run, script, volumes
+from test_script_learning import DIFFERENT, TARGETS, module_for, smallest, structured
 
 
 @pytest.mark.parametrize("case", DIFFERENT, ids="-".join)
@@ -36,3 +40,27 @@ def test_losses_and_gradients_in_half_precision_are_those_in_full(case, monkeypa
     assert half == pytest.approx(full, rel=0.12)
     cosine = torch.cosine_similarity(exact, rounded, dim=0).item()
     assert cosine > 0.3, cosine  # random directions in so many dimensions have about 0
+
+
+@pytest.mark.parametrize("dimensionality", ["2d", "3d"])
+@pytest.mark.parametrize("task", TARGETS)
+def test_every_task_is_trained_in_half_precision(
+    task: str, dimensionality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("scratch", "mri", task, dimensionality)
+    half = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(module, "precision", lambda _: half)
+    write = pictures if dimensionality == "2d" else volumes
+    run(module, "all", write(tmp_path, target=TARGETS[task]), tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert math.isfinite(metrics["results"][0]["scratch"]["value"])
+
+
+@pytest.mark.parametrize("known", [{}, {"avx2": True}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_half_precision_is_for_processors_that_know_it(known, monkeypatch) -> None:
+    module = script("simclr", "xray", "classification", "2d")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    able = any("bf16" in name for name in known)
+    with UNPATCHED[module.__name__](torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (product.dtype == torch.bfloat16) == able
