@@ -42,8 +42,8 @@ HELP = """Which self-supervised pre-training suits your medical images, why, and
   medssl recommend --modality ct --task segmentation --labeled 40
   medssl generate  --modality ct --task segmentation --labeled 40 -o train.py
 
-Exit codes: 0 done; 1 `rules check` found problems, `diff` a change, or a bug; 2 something in the
-input is wrong, one line says what; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 `rules check` found problems, `diff` or `regenerate --check` a change, or a
+bug; 2 something in the input is wrong, one line says what; 130 stopped by Ctrl-C.
 """
 
 

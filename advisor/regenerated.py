@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """The page, and whether this version would emit anything else than it did then."""
+    """The page, and whether the script is other than what would be emitted, whoever changed it."""
 
     page: Page
-    outdated: bool
+    differs: bool
 
 
 def compared(shown: str, text: str, fresh: str, found: Recommendation) -> Report:
@@ -37,22 +37,30 @@ def compared(shown: str, text: str, fresh: str, found: Recommendation) -> Report
     kept = origin.unchanged(text, then, shown)
     edited = [name for name, same in kept.items() if not same]
     ours = list(_changes(then, now))
-    settings = _settings(text, fresh)
+    settings, lines = _settings(text, fresh), _lines(text, fresh)
     rank = next(s.rank for s in found.strategies if s.method == then.method)
     sections: list[tuple[str, Sequence[Block]]] = [
         ("Changed in the file since it was emitted", [Item(name, mark="!") for name in edited]),
         ("As it was emitted", [_listed([name for name in kept if kept[name]])]),
         ("What this version would emit differently", ours),
         ("Settings", [settings] if settings.rows else []),
-        ("In the text of these parts", _lines(text, fresh) if ours or settings.rows else []),
+        ("In the text", lines),
     ]
-    title = (
-        "This version would emit other parts: see below."
-        if ours
-        else "This version would emit the same script."
-    )
     about = f"{shown}: {then.method}, rank {rank} of {len(found.strategies)} for its problem now."
-    return Report(page(title, about, sections), bool(ours))
+    title = _title(edited, bool(ours), bool(lines))
+    return Report(page(title, about, sections), bool(edited or ours or lines))
+
+
+def _title(edited: Sequence[str], ours: bool, text: bool) -> str:
+    """What the user changed comes first."""
+    yours = f"You have changed {', '.join(edited)}; this version would emit"
+    if ours:
+        return f"{yours if edited else 'This version would emit'} other parts: see below."
+    if edited:
+        return f"{yours} the rest as it is."
+    if text:
+        return "Every part is as this version would emit it; what stands between them is not."
+    return "This version would emit the same script."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -91,7 +99,8 @@ def _lines(text: str, fresh: str, most: int = 40) -> list[Block]:
     found = [
         line
         for line in difflib.unified_diff(old, new, n=0, lineterm="")
-        if line[:1] in "+-" and line[:3] not in ("+++", "---") and not line[1:].startswith("#")
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+        if line[1:].strip() and not line[1:].startswith("#")
     ]
     rest = [f"and {len(found) - most} lines more"] if len(found) > most else []
     return [*(Item(line[1:], mark=line[0]) for line in found[:most]), *rest]

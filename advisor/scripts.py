@@ -186,8 +186,8 @@ def regenerate(
     """Emit a script again, or compare it with what would be emitted now.
 
     SCRIPT ends with a comment on what it was emitted from. With --check: which of its parts you
-    have changed, and what the rules and templates of this version would change. Exit code 0: it
-    would be emitted alike; 1: something differs.
+    have changed, and what the rules and templates of this version would change. Exit code 0:
+    nothing differs; 1: something does, whoever changed it. Comments between parts do not count.
     """
     from . import origin
     from .plan import make_plan
@@ -211,4 +211,4 @@ def regenerate(
         return
     report = compared(str(script), text, fresh, found)
     put_page(report.page)
-    raise SystemExit(int(report.outdated))
+    raise SystemExit(int(report.differs))

@@ -173,7 +173,8 @@ def test_what_a_user_changes_is_named_and_only_that() -> None:
     assert "def save(" in text and "mask_ratio: float = 0.6" in text
     text = text.replace("def save(", "def own_helper():\n    pass\n\n\ndef save(")
     file.write_text("# my own remark\n" + text)
-    done = medssl("regenerate", str(file), "--check")
+    done = medssl("regenerate", str(file), "--check", code=1)
+    assert done.stdout.startswith("You have changed settings, loop; this version would emit the")
     changed = done.stdout.partition("Changed in the file")[2].partition("As it was emitted")[0]
     assert re.findall(r"[\w/-]+", changed)[-2:] == ["settings", "loop"]
     assert re.search(r"mask_ratio\s+0\.6\s+0\.75", done.stdout)
@@ -190,6 +191,16 @@ def test_parts_may_be_moved() -> None:
     assert {name for name, same in kept.items() if not same} == {"protocol"}
 
 
+def test_what_stands_between_the_parts_counts_but_for_comments() -> None:
+    file = script()
+    text = file.read_text()
+    file.write_text(text.replace("import argparse", "# my own remark\n\nimport argparse"))
+    assert "the same script" in medssl("regenerate", str(file), "--check").stdout
+    file.write_text(text.replace("import argparse", "import argparse\nimport pdb"))
+    done = medssl("regenerate", str(file), "--check", code=1)
+    assert "what stands between them" in done.stdout and "- import pdb" in done.stdout
+
+
 def test_what_this_version_would_change_is_told_by_part() -> None:
     file = script()
     text = file.read_text()
@@ -203,6 +214,7 @@ def test_what_this_version_would_change_is_told_by_part() -> None:
     file.write_text(older.replace(made.parts["loop"].digest, loop.digest))
     done = medssl("regenerate", str(file), "--check", code=1)
     assert "loop: differs" in done.stdout and "Changed in the file" not in done.stdout
+    assert done.stdout.startswith("This version would emit other parts")
     assert "+ os.replace(part, file)" in done.stdout
 
 
