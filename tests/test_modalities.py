@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, PositronEmissionTomographyImageS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor import Knowledge, recommend
-from advisor.beside.pictures import preview
+from advisor.beside.pictures import preview, shortened
 from advisor.plan import PlanError, make_plan
 
 MODALITIES = Knowledge.load().modalities
@@ -730,6 +730,14 @@ def test_preview_shows_different_rows_and_then_what_was_learned(
         with Image.open(out / "preview.png") as picture:
             after = np.asarray(picture.convert("L")).astype(float)
         assert np.abs(after - before).max() > 10
+
+
+def test_names_beside_rows_keep_both_ends() -> None:
+    assert shortened("hippocampus_050.nii.gz") == "hippocampus_050.nii.gz"
+    assert (
+        shortened("sub-01_ses-02_acq-x_T1w.nii.gz")
+        == "sub-01_s…q-x_T1w.nii.gz"[:9] + ("sub-01_ses-02_acq-x_T1w.nii.gz"[-13:])
+    )
 
 
 def test_preview_without_a_readable_image_says_why(tmp_path: Path, capsys: Any) -> None:

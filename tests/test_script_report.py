@@ -14,10 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from emitted import options, pictures, run, script, settings, text, volumes
+from matplotlib.figure import Figure
 
 from advisor import cli
-from advisor.beside import report
+from advisor.beside import curves, examples, report
 from advisor.beside.dry_run import estimate
+from advisor.beside.outcome import finished, measures
+from advisor.beside.script import opened
 from advisor.files import FileError
 
 PNG = b"\x89PNG"
@@ -26,8 +29,10 @@ PNG = b"\x89PNG"
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, Path]:
     """A finished run of two label fractions."""
-    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
     folder = tmp_path_factory.mktemp("ran")
+    train = folder / "train-it.py"  # people do name files so
+    train.write_text(text("simclr", "xray", "classification", "2d", backbone="cnn"))
+    module = opened(train)
     manifest = pictures(folder / "data", count=20, labelled=16)
     run(module, "all", manifest, folder / "out", label_fractions=(4, 1.0))
     report.report(module, manifest, folder / "out")
@@ -81,28 +86,204 @@ def test_the_calibration_error_is_the_mean_gap_of_bins() -> None:
         if inside:
             gap = abs(np.mean(confidence[inside]) - np.mean(right[inside]))
             expected += gap * len(inside) / len(confidence)
-    assert report.calibration_error(confidence, right) == pytest.approx(expected)
-    assert report.calibration_error(np.ones(4), np.ones(4)) == 0
+    assert curves.calibration_error(confidence, right) == pytest.approx(expected)
+    assert curves.calibration_error(np.ones(4), np.ones(4)) == 0
 
 
 def test_confidence_is_of_the_most_probable_class_or_of_each_finding() -> None:
     rows = [{"class 0": "0.9", "class 1": "0.1"}, {"class 0": "0.4", "class 1": "0.6"}]
     single = script("simclr", "xray", "classification", "2d", backbone="cnn")
-    sure, right = report.certainty(single, [{**row, "label": "0"} for row in rows])
+    sure, right = curves.certainty(single, [{**row, "label": "0"} for row in rows])
     assert sure.tolist() == [0.9, 0.6] and right.tolist() == [1, 0]
     several = script("simclr", "xray", "classification", "2d", backbone="cnn", multilabel=True)
-    sure, right = report.certainty(several, [{**row, "labels": "0"} for row in rows])
+    sure, right = curves.certainty(several, [{**row, "labels": "0"} for row in rows])
     assert sorted(zip(sure.tolist(), right.tolist())) == [(0.1, 0), (0.4, 1), (0.6, 0), (0.9, 1)]
 
 
 def test_predictions_have_a_name_for_every_column(ran: tuple[ModuleType, Path]) -> None:
     module, out = ran
-    with (out / "predictions.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = csv_rows(out)
     head = "start labels seed path patient label".split()
     assert list(rows[0]) == [*head, "class 0", "class 1"]
     assert {row["start"] for row in rows} == set(module.STARTS)
     assert all(abs(float(r["class 0"]) + float(r["class 1"]) - 1) < 1e-4 for r in rows)
+    assert all(re.fullmatch(r"\d(\.\d{1,5})?|\de-05", r["class 0"]) for r in rows)
+
+
+# %% The verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "word"),
+    [
+        (0.0012, 0.05, 2, "helped"),
+        (0.0006, 0.05, 2, "helped"),
+        (0.0004, 0.05, 2, "made no difference that these patients can show"),
+        (-0.0014, -0.0003, 5, "made no difference that these patients can show"),
+        (-0.05, -0.0006, 2, "hurt"),
+        (0.0012, 0.05, 1, "was tried with one seed, which says nothing of others"),
+        (-0.05, -0.02, 1, "was tried with one seed, which says nothing of others"),
+        (np.nan, np.nan, 2, "made no difference that these patients can show"),
+    ],
+)
+def test_a_difference_is_claimed_only_if_its_digits_and_two_seeds_show_it(
+    low: float, high: float, seeds: int, word: str
+) -> None:
+    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
+    result = {
+        "labelled_cases": 8,
+        "pretrained": {"value": 0.6},
+        "scratch": {"value": 0.6},
+        "difference": {"value": (low + high) / 2, "low": low, "high": high},
+    }
+    sentence = module.verdict(result, 9, settings(module, seeds=seeds))
+    assert sentence.startswith(f"With 8 labelled cases, pre-training {word}: AUROC 0.600 against")
+    assert sentence.count(". ") == 0 and sentence.endswith(".") and "-0.000" not in sentence
+
+
+def test_from_scratch_one_seed_says_nothing_of_others() -> None:
+    module = script("scratch", "xray", "classification", "2d", backbone="cnn")
+    result = {"labelled_cases": 8, "scratch": {"value": 0.6, "low": 0.5, "high": 0.7}}
+    said = [module.verdict(result, 9, settings(module, seeds=n)) for n in (1, 3)]
+    assert said[0].endswith("9 test patients, 1 seed, which says nothing of others).")
+    assert said[1].endswith("9 test patients, 3 seeds).")
+
+
+# %% Tables and pictures of every task
+
+
+def run_of(
+    tmp_path: Path, task: str, dimensionality: str, target: str, multilabel: bool = False
+) -> tuple[ModuleType, Path, Path]:
+    module = script("simclr", "mri", task, dimensionality, backbone="cnn", multilabel=multilabel)
+    write = pictures if dimensionality == "2d" else volumes
+    manifest, out = write(tmp_path / "data", target=target), tmp_path / "out"
+    run(module, "all", manifest, out, finetune_steps=1, batch_size=2)
+    return module, manifest, out
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, outcome) -> Figure:
+    kept = []
+    monkeypatch.setattr(examples, "save", lambda figure, _: kept.append(figure))
+    examples.examples(outcome)
+    return kept[0]
+
+
+@pytest.mark.parametrize("dimensionality", ["2d", "3d"])
+def test_boxes_are_drawn_where_they_are(dimensionality, tmp_path, monkeypatch) -> None:
+    module, manifest, out = run_of(tmp_path, "detection", dimensionality, "boxes")
+    rows = csv_rows(out)
+    with (out / "predictions.csv").open("w", newline="") as stream:  # found exactly, but one class
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        truths = {r["path"]: r["boxes"] for r in csv.DictReader(manifest.read_text().splitlines())}
+        for row in rows:
+            truth = truths[Path(row["path"]).name]
+            writer.writerow({**row, "boxes with scores": f"{truth} 0.7512"})
+    outcome = finished(module, manifest, out)
+    for axis in [a for a in drawn(monkeypatch, outcome).axes if a.images]:
+        image = np.asarray(axis.images[0].get_array())
+        true, found = axis.patches
+        np.testing.assert_allclose(true.get_bbox().bounds, found.get_bbox().bounds, atol=0.02)
+        assert [t.get_text() for t in axis.texts] == ["0", "0: 0.75"]
+        (left, top), (right, bottom) = (np.round(true.get_bbox().get_points() + 0.5)).astype(int)
+        inside = np.zeros(image.shape, bool)
+        inside[top:bottom, left:right] = True
+        assert image[inside].mean() > image[~inside].mean() + 0.15
+        outer = np.zeros(image.shape, bool)  # a rim around it is as dark as the rest
+        outer[max(0, top - 3) : bottom + 3, max(0, left - 3) : right + 3] = True
+        assert image[inside].mean() > image[outer & ~inside].mean() + 0.15
+    for found in measures(outcome, outcome.rows(outcome.shown())).items():
+        assert found == ("AP of class 0", pytest.approx(1))
+
+
+def test_pairs_are_shown_before_and_after(tmp_path, monkeypatch) -> None:
+    module, manifest, out = run_of(tmp_path, "registration", "2d", "pair")
+    kept = {}
+    monkeypatch.setattr(examples, "draw", lambda *given: kept.update(given[1]))
+    text = report.report(module, manifest, out).read_text()
+    assert text.count("Dice before registration") == 1 and "frozen features" not in text
+    for moving, fixed, moved, before, after in zip(*kept.values(), strict=True):
+        assert torch.equal(before, (moving - fixed).abs()) and before.any()
+        assert torch.equal(after, (moved - fixed).abs())
+        assert not torch.equal(moved, moving)
+
+
+def test_neighbours_are_of_other_patients(tmp_path, monkeypatch) -> None:
+    module, manifest, out = run_of(tmp_path, "retrieval", "2d", "label")
+    outcome = finished(module, manifest, out)
+    axes = np.array(drawn(monkeypatch, outcome).axes).reshape(4, 6)
+    for place, row in enumerate(axes):
+        query = outcome.test[place].target
+        assert row[0].get_title() == f"query: {query}"
+        for axis in row[1:4]:  # there are four test patients
+            alike = axis.get_title() == query
+            assert axis.title.get_color() == (examples.TRUE if alike else "tab:red")
+        shown = [np.asarray(axis.images[0].get_array()) for axis in row[:4]]
+        assert not any(np.array_equal(shown[0], other) for other in shown[1:])
+        assert not row[4].images
+
+
+def test_regression_is_told_in_the_unit_of_the_target(tmp_path, monkeypatch) -> None:
+    module, manifest, out = run_of(tmp_path, "regression", "2d", "target")
+    outcome = finished(module, manifest, out)
+    rows = [row for row in csv_rows(out) if row["start"] == "scratch"]
+    truth, found = (np.array([float(row[n]) for row in rows]) for n in ("target", "predicted"))
+    axis = drawn(monkeypatch, outcome).axes[1]
+    assert axis.get_title() == "scratch, label fraction 1, seed 0"
+    assert axis.collections[0].get_offsets().tolist() == np.column_stack([truth, found]).tolist()
+    text = report.report(module, manifest, out).read_text()
+    cells = re.search(r"\| mean absolute error \| (.*) \| (.*) \|", text).groups()
+    assert float(cells[1]) == pytest.approx(np.abs(truth - found).mean(), rel=1e-3)
+
+
+def test_several_findings_have_a_score_each(tmp_path: Path) -> None:
+    module, manifest, out = run_of(tmp_path, "classification", "2d", "labels", multilabel=True)
+    text = report.report(module, manifest, out).read_text()
+    assert "AUROC of class 0" in text and "AUROC of class 1" in text
+
+
+def test_scores_of_classes_average_to_the_metric(ran: tuple[ModuleType, Path]) -> None:
+    module, out = ran
+    outcome = finished(module, out.parent / "data" / "manifest.csv", out)
+    found = measures(outcome, outcome.rows(outcome.shown()))
+    assert list(found) == ["AUROC of class 0", "AUROC of class 1"]
+    score = outcome.metrics["results"][1]["pretrained"]["value"]
+    assert np.mean(list(found.values())) == pytest.approx(score, abs=1e-3)
+
+
+def test_examples_say_what_is_true_and_what_was_predicted(ran, monkeypatch) -> None:
+    module, out = ran
+    outcome = finished(module, out.parent / "data" / "manifest.csv", out)
+    assert outcome.shown().fraction == 1.0  # of all patients, which are more than 4
+    figure = drawn(monkeypatch, outcome)
+    assert figure.get_suptitle() == "pretrained, label fraction 1, seed 0"
+    form = r"true [01], predicted ([01]): 0\.\d\d, ([01]): 0\.\d\d"
+    assert all(re.fullmatch(form, a.get_title()) for a in figure.axes if a.images)
+
+
+def test_curves_can_be_told_apart(ran, tmp_path, monkeypatch) -> None:
+    module, out = ran
+    shutil.copytree(out, tmp_path / "out")
+    one = tmp_path / "out" / "pretrain.csv"
+    one.write_text("".join(one.read_text().splitlines(keepends=True)[:2]))
+    outcome = finished(module, out.parent / "data" / "manifest.csv", tmp_path / "out")
+    kept = []
+    monkeypatch.setattr(curves, "save", lambda figure, _: kept.append(figure))
+    curves.curves(outcome)
+    few, many = outcome.metrics["results"]
+    few["labelled_cases"], many["labelled_cases"] = 3, 300
+    curves.curves(outcome)
+    first, tuned, scores = kept[0].axes
+    assert first.lines[0].get_marker() == "o"  # a line through one point is not seen
+    looks = {(line.get_color(), line.get_linestyle()) for line in tuned.lines}
+    assert {(c, s) for c in module.STARTS.values() for s in ("-", "--")} <= looks
+    assert scores.get_xscale() == "linear" and kept[1].axes[2].get_xscale() == "log"
+    pretrained, scratch = (bars.lines[0].get_xdata() for bars in scores.containers)
+    assert (pretrained < scratch).all()
+
+
+# %% What is missing or wrong
 
 
 @pytest.mark.parametrize(
@@ -111,6 +292,7 @@ def test_predictions_have_a_name_for_every_column(ran: tuple[ModuleType, Path]) 
         (lambda out: (out / "metrics.json").unlink(), "is missing; run `evaluate` first"),
         (lambda out: (out / "metrics.json").write_text("{}"), "run it again"),
         (lambda out: (out / "metrics.json").write_text("{"), "metrics.json"),
+        (lambda out: shorten(out / "predictions.csv"), "is of other test cases than"),
     ],
 )
 def test_a_run_that_is_not_finished_has_no_report(spoil, said, ran, tmp_path) -> None:
@@ -119,6 +301,15 @@ def test_a_run_that_is_not_finished_has_no_report(spoil, said, ran, tmp_path) ->
     spoil(tmp_path / "out")
     with pytest.raises(FileError, match=re.escape(said)):
         report.report(module, out.parent / "data" / "manifest.csv", tmp_path / "out")
+
+
+def shorten(file: Path) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+
+
+def csv_rows(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_the_commands_read_a_script_and_name_what_is_wrong_in_it(tmp_path: Path) -> None:
@@ -170,5 +361,6 @@ def test_a_dry_run_tells_the_cost_and_trains_nothing(problem, told, tmp_path) ->
         assert f"{encoder:.2f} of them the encoder's" in line and "s a step" in line
     runs = 2 * len(module.STARTS)
     assert f"{runs} runs" in lines[len(told) - 1]
+    assert all("GB at most so far (CPU)" in line for line in lines[: len(told)])
     assert "decoded copies" in lines[len(told)] and "too much memory" in lines[-1]
     assert [path.name for path in out.iterdir()] == ["cache"]

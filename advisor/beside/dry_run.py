@@ -36,6 +36,8 @@ def estimate(module: ModuleType, data: Path, out: Path, options: Sequence[str]) 
         few = read[place % len(read)]
         cases[place] = replace(case, array=few.array, target=few.target if case.target else "")
     for name, (network, samples, schedule), times in _stages(module, cases, settings, out):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats(module.this_device())
         try:
             seconds = _rehearsed(module, network, samples, schedule, settings)
         except torch.cuda.OutOfMemoryError:
@@ -88,7 +90,7 @@ def _rehearsed(module: ModuleType, network: Any, data: Any, schedule: Any, setti
 
 
 def _memory(device: torch.device) -> str:
-    """The most that was in use so far: of the GPU, or else of this process."""
+    """The most that the stage used of the GPU, or else this process up to now."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
         return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} of {total:.0f} GB on the GPU"
@@ -97,7 +99,7 @@ def _memory(device: torch.device) -> str:
     except ImportError:  # Windows keeps no such record
         return "memory unknown"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most (CPU)"
+    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most so far (CPU)"
 
 
 def _lower(settings: Any) -> str:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from .script import readable, settings_of, without_target
 
 COLUMNS = 10
+LONGEST = 22  # characters of a name beside a row
 
 
 def preview(module: ModuleType, data: Path, out: Path, options: Sequence[str]) -> str:
@@ -94,10 +95,19 @@ def draw(
         for row, picture in zip(axes, batch, strict=True):
             row[column].imshow(plane(picture.float().cpu()), cmap="gray", vmin=0, vmax=1)
     for row, name in zip(axes, names, strict=True):
-        row[0].set_ylabel(name[-20:], fontsize=7)
+        row[0].set_ylabel(shortened(name), fontsize=7)
         for axis in row:
             axis.set(xticks=[], yticks=[])
     save(figure, file)
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a picture: both ends tell, the middle is left out.
+
+    Args:
+        name: Of a file or class.
+    """
+    return name if len(name) <= LONGEST else f"{name[:8]}…{name[9 - LONGEST :]}"
 
 
 def save(figure: Figure, file: Path) -> None:
