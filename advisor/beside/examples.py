@@ -70,15 +70,20 @@ def _classified(outcome: Outcome) -> None:
 def _regressed(outcome: Outcome) -> None:
     """Predicted against true targets, of every start."""
     module, run = outcome.module, outcome.shown()
-    figure = Figure(figsize=(4.4 * len(module.STARTS), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(module.STARTS), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (start, colour) in zip(axes, module.STARTS.items(), strict=True):
-        rows = outcome.rows(run := run._replace(start=start))
-        truth, found = (np.array([row[n] for row in rows], float) for n in ("target", "predicted"))
-        axis.scatter(truth, found, s=14, color=colour, alpha=0.7)
-        axis.axline((truth[0], truth[0]), slope=1, color="grey", linestyle=":")
-        axis.set(xlabel="target", ylabel="predicted")
-        axis.set_title(str(run), fontsize=10)
+    runs = [run._replace(start=start) for start in module.STARTS]
+    pairs = [
+        [np.array([row[n] for row in outcome.rows(each)], float) for n in ("target", "predicted")]
+        for each in runs
+    ]
+    low, high = np.min(pairs), np.max(pairs)
+    ends = (low - 0.05 * (high - low), high + 0.05 * (high - low))
+    figure = Figure(figsize=(4.4 * len(runs), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(runs), squeeze=False)[0]
+    for axis, each, pair in zip(axes, runs, pairs, strict=True):
+        axis.plot(ends, ends, color="grey", linestyle=":")
+        axis.scatter(*pair, s=14, color=module.STARTS[each.start], alpha=0.7)
+        axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="target", ylabel="predicted")
+        axis.set_title(str(each), fontsize=10)
     save(figure, outcome.out / "examples.png")
 
 
