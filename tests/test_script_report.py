@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from advisor import cli
 from advisor.beside import curves, examples, report
 from advisor.beside.dry_run import estimate
-from advisor.beside.outcome import finished, measures
+from advisor.beside.outcome import boxes, finished, measures
 from advisor.beside.script import opened
 from advisor.files import FileError
 
@@ -108,6 +108,15 @@ def test_predictions_have_a_name_for_every_column(ran: tuple[ModuleType, Path]) 
     assert {row["start"] for row in rows} == set(module.STARTS)
     assert all(abs(float(r["class 0"]) + float(r["class 1"]) - 1) < 1e-4 for r in rows)
     assert all(re.fullmatch(r"\d(\.\d{1,5})?|\de-05", r["class 0"]) for r in rows)
+
+
+def test_boxes_keep_their_pixels_in_large_images() -> None:
+    module = script("simclr", "mri", "detection", "2d", backbone="cnn")
+    found = [np.array([[12345.678, 3, 23456.789, 98765.4, 2, 0.87654321]]), np.zeros((0, 6))]
+    (written,) = module.columns(found, [None, None]).values()
+    assert written == ["12345.68 3.00 23456.79 98765.40 2 0.8765", "none"]
+    assert boxes(module, written[0]) == pytest.approx(found[0], abs=1e-2)
+    assert boxes(module, written[1]).shape == (0, 6)
 
 
 # %% The verdict

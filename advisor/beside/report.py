@@ -56,14 +56,14 @@ def report(module: ModuleType, data: Path, out: Path) -> Path:
     metrics = outcome.metrics
     title = (module.__doc__ or "").strip().partition("\n")[0]
     lines = [f"# {title}", "", *metrics["verdict"], "", *_table(metrics)]
-    lines += ["", *_measures(outcome), "", *_frozen(module, metrics)]
-    pictures = ["curves.png", "examples.png"]
+    lines += ["", *_measures(outcome), ""]
+    further, pictures = _frozen(module, metrics), ["curves.png", "examples.png"]
     curves(outcome)
     if hasattr(module, "probabilities"):
-        lines += calibration(outcome)
+        further += calibration(outcome)
         pictures.insert(1, "calibration.png")
     examples(outcome)
-    lines += ["", *(f"![{p}]({p})\n" for p in pictures)]
+    lines += [*further, *[""] * bool(further), *(f"![{p}]({p})\n" for p in pictures)]
     lines += [
         f"{metrics['test_patients']} patients of the {metrics['split']} split; every prediction is "
         "in [predictions.csv](predictions.csv), every number in [metrics.json](metrics.json).",
