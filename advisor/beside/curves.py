@@ -48,23 +48,19 @@ def curves(outcome: Outcome) -> None:
 
 
 def _losses(axis: Any, runs: Sequence[tuple[Path, dict[str, str]]], title: str) -> None:
-    lowest = np.inf
+    lowest, highest = np.inf, 0.0
     for file, look in runs:
         curve = np.atleast_1d(np.genfromtxt(file, delimiter=",", names=True))
         marker = "o" if len(curve) == 1 else ""  # one point is no line
         axis.plot(curve["step"], curve["loss"], marker=marker, alpha=0.7, **look)
-        lowest = min(lowest, curve["loss"].min())
+        lowest, highest = min(lowest, curve["loss"].min()), max(highest, curve["loss"].max())
     axis.set(xlabel="step", ylabel="loss", title=title)
+    axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if lowest > 0:  # some losses are negative
-        _logarithmic(axis.set_yscale, axis.yaxis)
-
-
-def _logarithmic(scale: Any, axis: Any) -> None:
-    """With plain numbers, at 1, 2 and 5 of each decade."""
-    scale("log", subs=(2, 5))
-    axis.set_major_formatter(FuncFormatter("{:g}".format))
-    axis.set_minor_formatter(FuncFormatter("{:g}".format))
+        axis.set_yscale("log", subs=(2, 5) if highest > 10 * lowest else (2, 3, 4, 5, 6, 8))
+        for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            set_formatter(FuncFormatter("{:g}".format))
 
 
 def _scores(axis: Any, outcome: Outcome) -> None:
@@ -82,6 +78,8 @@ def _scores(axis: Any, outcome: Outcome) -> None:
         axis.errorbar(beside[order], value, spans, label=start, color=colour, marker="o", capsize=4)
     if wide:
         axis.set_xscale("log")
+    if len(results) == 1:
+        axis.set_xlim(0.9 * cases[0], 1.1 * cases[0])
     axis.set_xticks(cases, [f"{n:g}" for n in cases])
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel="labelled cases", ylabel=outcome.metrics["metric"])

@@ -188,4 +188,4 @@ def _frame(axis: Any, box: Sequence[float], length: int, colour: str, said: str)
     axis.add_patch(Rectangle(corner, *sides, fill=False, color=colour, linestyle=style))
     place = {"x": right - 0.5, "y": bottom - 0.5} if found else {"x": left - 0.5, "y": top - 0.5}
     sides_of = {"ha": "right", "va": "top"} if found else {"ha": "left", "va": "bottom"}
-    axis.text(**place, s=said, **sides_of, color=colour, fontsize=6)
+    axis.text(**place, s=said, **sides_of, color=colour, fontsize=7)
