@@ -127,12 +127,12 @@ def test_boxes_keep_their_pixels_in_large_images() -> None:
     [
         (0.0012, 0.05, 2, "helped"),
         (0.0006, 0.05, 2, "helped"),
-        (0.0004, 0.05, 2, "made no difference that these patients can show"),
-        (-0.0014, -0.0003, 5, "made no difference that these patients can show"),
+        (0.0004, 0.05, 2, "made no clear difference"),
+        (-0.0014, -0.0003, 5, "made no clear difference"),
         (-0.05, -0.0006, 2, "hurt"),
         (0.0012, 0.05, 1, "was tried with one seed, which says nothing of others"),
         (-0.05, -0.02, 1, "was tried with one seed, which says nothing of others"),
-        (np.nan, np.nan, 2, "made no difference that these patients can show"),
+        (np.nan, np.nan, 2, "made no clear difference"),
     ],
 )
 def test_a_difference_is_claimed_only_if_its_digits_and_two_seeds_show_it(
