@@ -103,7 +103,7 @@ def test_confidence_is_of_the_most_probable_class_or_of_each_finding() -> None:
 def test_predictions_have_a_name_for_every_column(ran: tuple[ModuleType, Path]) -> None:
     module, out = ran
     rows = csv_rows(out)
-    head = "start labels seed path patient label".split()
+    head = "start label_fraction seed path patient label".split()
     assert list(rows[0]) == [*head, "class 0", "class 1"]
     assert {row["start"] for row in rows} == set(module.STARTS)
     assert all(abs(float(r["class 0"]) + float(r["class 1"]) - 1) < 1e-4 for r in rows)
