@@ -43,9 +43,9 @@ def test_pictures_show_every_image_and_change_nothing(method, backbone, dimensio
         assert pictures.shape[-1] == (16 if small else network.settings.size), name
         assert pictures.isfinite().all() and not pictures.requires_grad, name
     if "rebuilt" in shown:
-        seen = shown["hidden"] != 0
+        seen = shown["visible"] != 0
         assert torch.allclose(shown["rebuilt"][seen], shown["image"][seen], atol=1e-6)
-        assert torch.allclose(shown["hidden"][seen], shown["image"][seen], atol=1e-6)
+        assert torch.allclose(shown["visible"][seen], shown["image"][seen], atol=1e-6)
         assert 0.1 < seen.float().mean() < 0.9
         assert not torch.allclose(shown["rebuilt"][~seen], shown["image"][~seen], atol=1e-2)
 
@@ -208,7 +208,7 @@ def test_more_can_be_hidden(method, backbone) -> None:
     shown = []
     for ratio in (0.25, 0.75):
         module, network = built(method, backbone=backbone, mask_ratio=ratio)
-        hidden = seeded(network.pictures, random_images(module, network))["hidden"]
+        hidden = seeded(network.pictures, random_images(module, network))["visible"]
         shown.append((hidden == 0).float().mean().item())
     assert shown == pytest.approx([0.25, 0.75], abs=0.02)
 

@@ -114,10 +114,9 @@ def _settings(module: ModuleType, stored: Mapping[str, Any], out: Path) -> Any:
 def _predictions(out: Path) -> Predicted:
     found: dict[tuple[str, float], dict[int, list[dict[str, str]]]] = {}
     with (out / "predictions.csv").open(newline="", encoding="utf-8") as stream:
-        head, *lines = csv.reader(stream)
-    for start, fraction, seed, *values in lines:  # a target may be called as a column before it
-        row = dict(zip(head[3:], values, strict=True))
-        found.setdefault((start, float(fraction)), {}).setdefault(int(seed), []).append(row)
+        for row in csv.DictReader(stream):
+            run = row.pop("start"), float(row.pop("label_fraction"))
+            found.setdefault(run, {}).setdefault(int(row.pop("seed")), []).append(row)
     return found
 
 
