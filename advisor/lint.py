@@ -21,6 +21,7 @@ from .engine import EngineRule, evaluator
 from .facts import derive
 from .folder import Folder
 from .profile import CERTAINTIES, STRENGTHS, TASKS, Profile, ProfileError, nearest
+from .ranges import Range
 from .reading import KnowledgeError
 from .references import Problem, advice, located, missing, of_packs
 
@@ -101,6 +102,9 @@ def _single_files(report: _Report) -> None:
     with report.step():
         path = knowledge.root / "networks.yaml"
         reading.parse_mapping(path, knowledge.shown(path), Network)
+    with report.step():
+        path = knowledge.root / "ranges.yaml"
+        reading.parse_list(path, knowledge.shown(path), Range)
     with report.step():
         report.add("scale.yaml", "", _weights(knowledge))
     with report.step():

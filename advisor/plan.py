@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from . import parts
+from .knowledge import home
 from .layout import PlanError, networks, page_of, switched, switches_of
 from .origin import Origin
 from .profile import nearest
+from .ranges import Limit, Range, limits, ranges_of
 
 if TYPE_CHECKING:
     from .ranking import Recommendation, Strategy
@@ -67,6 +69,7 @@ class Plan(BaseModel):
         target: the column of the manifest that the task asks for.
         parts: templates in page order, as "methods/mae".
         settings: values in page order.
+        limits: what they may be.
         header: lines above the script: profile, reasons, what speaks against, provenance.
         origin: what the script is emitted from, so that it can be emitted again.
     """
@@ -78,6 +81,7 @@ class Plan(BaseModel):
     target: str
     parts: tuple[str, ...]
     settings: tuple[Planned, ...]
+    limits: tuple[Limit, ...]
     header: tuple[str, ...]
     origin: Origin
 
@@ -101,7 +105,8 @@ def make_plan(
         overrides: Settings by name, as text ("0.6", "0.1,1.0"); they replace the advised values.
 
     Raises:
-        PlanError: If there is no template for this method and profile, or no such setting.
+        PlanError: If there is no template for this method and profile, no such setting, or if one
+            is out of its range.
     """
     from .explain import header_lines
 
@@ -131,6 +136,8 @@ def make_plan(
         for name, n in numbers.items()
         if name in wanted
     ]
+    ranges = ranges_of(chosen, home("rules"))
+    _in_range(settings, ranges)
     profile = recommendation.profile
     where = "on frames of videos" if video else f"in {dimensionality[0]}D"
     return Plan(
@@ -140,6 +147,7 @@ def make_plan(
         target=_target(chosen),
         parts=tuple(chosen),
         settings=tuple(settings),
+        limits=limits((s.name for s in settings), ranges),
         header=tuple(header_lines(recommendation, strategy.method)),
         origin=Origin(
             profile=profile.model_dump(exclude_none=True),
@@ -148,6 +156,16 @@ def make_plan(
             packs=tuple(pack.name for pack in recommendation.knowledge.packs),
         ),
     )
+
+
+def _in_range(settings: Iterable[Planned], ranges: Mapping[str, Range]) -> None:
+    values = {setting.name: setting.value for setting in settings}
+    for setting in settings:
+        name, value = setting.name, setting.value
+        if name in ranges and not ranges[name].holds(value, values):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            given = "--set " * (setting.source == "--set")
+            raise PlanError(f"{given}{name}={shown}: must be {ranges[name].words()}")
 
 
 def _target(chosen: Iterable[str]) -> str:

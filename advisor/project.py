@@ -89,7 +89,7 @@ def batch_file(plan: Plan, script: str = "train.py", hours: float = 24.0) -> str
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# sbatch train.sbatch; the data and the folder of the run must be on a disk that all nodes share.
+# sbatch {script.removesuffix(".py")}.sbatch; the data and the folder of the run must be on a disk that all nodes share.
 
 data=${{DATA:-manifest.csv}}
 out=${{OUT:-runs/a}}

@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     import jinja2
 
     from .plan import Plan, Planned
+    from .ranges import Limit
 
 WIDTH = 100
+# settings that the decoded copies of the images depend on, and those that checkpoints do not
+READING = (
+    "size read_scale channels intensity_low intensity_high spacing_mm lit_level lit_share "
+    "slide_mpp slide_stored_mpp"
+)
+FREE = (
+    "workers shard_optimizer split seeds label_fractions bootstrap_samples probe_neighbours "
+    "checkpoint_every unreadable_limit"
+)
 
 
 class Verbatim(str):
@@ -40,6 +50,9 @@ def render(plan: Plan) -> str:
         imports=Verbatim(imports([own, *chosen])),
         dims=plan.dims,
         fields=Verbatim("\n    ".join(_fields(plan.settings))),
+        reading=_existing(READING, plan),
+        free=_existing(FREE, plan),
+        ranges=Verbatim("\n    ".join(line for each in plan.limits for line in _range(each))),
         parts=[Verbatim(p.body) for p in chosen],
     )
     start = text.index("@dataclass(frozen=True)\nclass Settings:")
@@ -104,6 +117,22 @@ def _fields(settings: Iterable[Planned]) -> list[str]:
             kind = f"tuple[{type(value[0]).__name__ if value else 'int'}, ...]"
         lines.append(f"{setting.name}: {kind} = {literal(value)}")
     return lines
+
+
+def _existing(names: str, plan: Plan) -> str:
+    own = {setting.name for setting in plan.settings}
+    return " ".join(name for name in names.split() if name in own)
+
+
+def _range(limit: Limit) -> list[str]:
+    """An entry of the script's RANGES, as the formatter would write it."""
+    key, test = literal(limit.words), f"lambda v, s: {limit.test}"
+    names = textwrap.wrap(" ".join(limit.names), WIDTH - 11, break_on_hyphens=False)
+    if len(names) == 1 and len(line := f"    {key}: ({test}, {literal(names[0])}),") <= WIDTH:
+        return [line.strip()]
+    *more, last = names
+    lines = [test + ",", *(literal(f"{line} ") for line in more), literal(last) + ","]
+    return [f"{key}: (", *(f"    {line}" for line in lines), "),"]
 
 
 def imports(chosen: Iterable[Part]) -> str:

@@ -146,7 +146,7 @@ def write_script(
     if output:
         from .project import stages
 
-        say_next(output, stages(plan))
+        say_next(output, stages(plan), batch)
 
 
 def write_project(

@@ -257,14 +257,18 @@ def say(line: str, strong: bool = False) -> None:
     click.secho(line, bold=strong, err=True, color=colour)
 
 
-def say_next(script: Path, stages: Iterable[str]) -> None:
-    """What to type once a script is written."""
+def say_next(script: Path, stages: Iterable[str], batch: Path | None = None) -> None:
+    """What to type once a script is written, and perhaps a batch file beside it."""
     without = "" if find_spec("torch") else ', after pip install "medssl-advisor[train]"'
     say(f"next{without}:")
     name, run = shlex.quote(str(script)), "--data manifest.csv --out runs/a"
     commands = [f"python {name} {stage}" for stage in stages]
     for command in (f"medssl preview {name}", *commands, f"medssl report {name}"):
         say(f"  {command} {run}")
+    if batch:
+        there = "" if batch.parent == Path() else f"cd {shlex.quote(str(batch.parent))} && "
+        say("or, on a Slurm cluster, all stages (set DATA and OUT for other paths):")
+        say(f"  {there}sbatch {shlex.quote(batch.name)}")
 
 
 def reader() -> Callable[[str], str]:

@@ -473,7 +473,7 @@ def test_the_network_is_one_that_weights_are_published_for(
     asked = {slot for name in parts for slot in part(name).slots}
     given = [name for each in parts for name in part(each).defines if name in asked]
     assert len(given) == len(set(given)), "two parts define one slot"
-    assert asked - set(given) <= {"DIMS", "READING", "Settings"}
+    assert asked - set(given) <= {"DIMS", "RANGES", "READING", "Settings"}
 
 
 def metrics_of(out: Path) -> dict[str, Any]:

@@ -197,6 +197,11 @@ BROKEN: dict[str, list[tuple[str, str, str]]] = {
     "networks.yaml": [
         ("value: 12, ", "", "1: vit: depth.value: missing"),
     ],
+    "ranges.yaml": [
+        ("least", "leest", "1: leest: there is no such key here; did you mean 'least'?"),
+        (", least: 1", "", "1: one of `among`, `multiple` and bounds is expected"),
+        ("least: 1", "least: 1, above: 1", "1: least and above: one of them is enough"),
+    ],
     ADVICE: [
         ("id: volumes", "id: Volumes", "1: Volumes: id: 'Volumes' does not have the form"),
         ("finding: P1", "finding: P2", "2: volumes: finding: no finding 'P2'"),

@@ -85,6 +85,7 @@ why: w
 source: s
 """,
     "protocol.yaml": "crop_size: {value: 64, why: w, source: s}\n",
+    "ranges.yaml": "- {settings: [epochs], least: 1}\n",
     "networks.yaml": "vit: {depth: {value: 12, why: w, source: s}}\n",
     "modalities/ct.yaml": f"""\
 id: ct
