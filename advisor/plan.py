@@ -163,7 +163,7 @@ def _in_range(settings: Iterable[Planned], ranges: Mapping[str, Range]) -> None:
     for setting in settings:
         name, value = setting.name, setting.value
         if name in ranges and not ranges[name].holds(value, values):
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            shown = " ".join(map(str, value if isinstance(value, tuple) else str(value).split()))
             given = "--set " * (setting.source == "--set")
             raise PlanError(f"{given}{name}={shown}: must be {ranges[name].words()}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from .explain import answer
@@ -77,6 +78,7 @@ def batch_file(plan: Plan, script: str = "train.py", hours: float = 24.0) -> str
     workers = next(s.value for s in plan.settings if s.name == "workers")
     gpus = max(1, int(plan.origin.profile.get("gpus", 1)))
     name = re.sub(r"\W+", "-", plan.method)
+    batch = str(PurePath(script).with_suffix(".sbatch"))
     return f"""#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes=1                # more nodes need no other change
@@ -89,7 +91,7 @@ def batch_file(plan: Plan, script: str = "train.py", hours: float = 24.0) -> str
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# sbatch {script.removesuffix(".py")}.sbatch; the data and the folder of the run must be on a disk that all nodes share.
+# sbatch {batch}; the data and the folder of the run must be on a disk that all nodes share.
 
 data=${{DATA:-manifest.csv}}
 out=${{OUT:-runs/a}}

@@ -138,9 +138,14 @@ if [ "$1" = show ]; then echo node1; echo node2; else echo "$*" >> calls; fi
 def test_a_batch_job_starts_one_process_a_gpu_and_goes_on_when_it_was_stopped(
     code: int, requeued: bool, here: Path
 ) -> None:
-    medssl("generate", *CT, "--slurm", "--hours", "1.5", "--gpus", "4", "-o", "my.py")
+    said = medssl("generate", *CT, "--slurm", "--hours", "1.5", "--gpus", "4", "-o", "my.py").stderr
+    assert said.endswith("\n  sbatch my.sbatch\n")
     text = Path("my.sbatch").read_text()
-    assert "--ntasks-per-node=4" in text and "--time=01:30:00" in text
+    assert (
+        "\n# sbatch my.sbatch; " in text
+        and "--ntasks-per-node=4" in text
+        and "--time=01:30:00" in text
+    )
     for name, body in (("srun", SRUN), ("python", PYTHON), ("scontrol", SCONTROL)):
         (here / name).write_text(body)
         (here / name).chmod(0o755)

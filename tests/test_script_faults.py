@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,14 @@ import emitted
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
 
 CLASSES = ("mae", "xray", "classification", "2d", "vit")
 FINDINGS = ("mae", "xray", "classification", "2d", "vit", True)
 MASKS = ("mae", "xray", "segmentation", "2d", "vit")
+WEIGHTS = ("public-checkpoint", "xray", "classification", "2d")
 VOLUMES = ("mae", "ct", "segmentation", "3d", "vit")
 VOLUME_CLASSES = ("mae", "ct", "classification", "3d", "vit")
 
@@ -348,6 +351,118 @@ def test_losing_the_only_labelled_test_case_stops_the_run(fault: Fault, tmp_path
         module.prepare(module.read_manifest(manifest, settings), settings, tmp_path / "run")
     with (tmp_path / "run" / "unreadable.csv").open() as stream:
         assert len(stream.readlines()) == 2
+
+
+# %% Settings
+
+
+@pytest.mark.parametrize(
+    ("what", "changed", "said"),
+    [
+        (CLASSES, {"mask_ratio": 1.5}, "--mask-ratio 1.5: must be above 0 and below 1"),
+        (CLASSES, {"epochs": -1}, "--epochs -1: must be 1 or more"),
+        (CLASSES, {"seeds": 0}, "--seeds 0: must be 1 or more"),
+        (CLASSES, {"batch_size": 0}, "--batch-size 0: must be 1 or more"),
+        (CLASSES, {"learning_rate": "nan"}, "--learning-rate nan: must be above 0 and at most 1"),
+        (CLASSES, {"clip_norm": "inf"}, "--clip-norm inf: must be above 0"),
+        (CLASSES, {"label_fractions": (-1.0, 0.0)}, "--label-fractions -1.0 0.0: must be above 0"),
+        (CLASSES, {"adaptation": "linear"}, "--adaptation linear: must be finetune or frozen"),
+        (CLASSES, {"split": "train"}, "--split train: must be val or test"),
+        (CLASSES, {"flip_axes": (0, 2)}, "--flip-axes 0 2: must be 0 or 1"),
+        (VOLUMES, {"flip_axes": (3,)}, "--flip-axes 3: must be 0, 1 or 2"),
+        (CLASSES, {"network_width": 32}, "--network-width 32: must be a multiple of 64"),
+        (CLASSES, {"network_depth": 2}, "--network-depth 2: must be 3 or more"),
+        (
+            CLASSES,
+            {"intensity_low": 99.0, "intensity_high": 1.0},
+            "--intensity-low 99.0: must be at least 0 and below intensity_high",
+        ),
+        (
+            VOLUMES,
+            {"intensity_low": 99.0, "intensity_high": 1.0},
+            "--intensity-low 99.0: must be below intensity_high",
+        ),
+    ],
+)
+def test_a_setting_out_of_range(
+    fault: Fault, tmp_path: Path, what: tuple[str, ...], changed: dict[str, Any], said: str
+) -> None:
+    assert fault(what, tmp_path / "none.csv", **changed) == said
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_tell_what_they_may_be_and_their_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = emitted.script(*CLASSES)
+    given = ["all", "--data", "m.csv", "--out", "runs"]
+    assert module.parse_arguments([*given, "--flip-axes"])[1].flip_axes == ()
+    for words in ([*given, "--label-fractions"], [*given, "--epochs", "many"]):
+        with pytest.raises(SystemExit):
+            module.parse_arguments(words)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 2 and said[1].startswith(f"{said[0].split()[1]}: error: argument --")
+    with pytest.raises(SystemExit):
+        module.parse_arguments(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    ratio = module.Settings.mask_ratio
+    assert f"--mask-ratio float above 0 and below 1; default: {ratio}" in said
+    assert "--split str val or test; default: test" in said
+
+
+@pytest.mark.parametrize(
+    ("what", "stage", "changed", "said"),
+    [
+        (CLASSES, "all", {"size": 36}, "size: 36 is no multiple of the patch size, 8"),
+        (MASKS, "evaluate", {"patch_size": 12, "size": 24}, "patch_size: 12 is no power of 2"),
+        (
+            ("jigsaw", "xray", "classification", "2d"),
+            "pretrain",
+            {"grid": 2, "permutations": 25},
+            "permutations: there are only 24 orders of 4 tiles",
+        ),
+        (WEIGHTS, "convert", {"weights": "none.pth"}, "none.pth: no such file"),
+        (WEIGHTS, "all", {}, "weights: name the downloaded checkpoint, --weights FILE"),
+    ],
+)
+def test_what_does_not_fit_together_is_told_before_images_are_decoded(
+    fault: Fault,
+    tmp_path: Path,
+    what: tuple[str, ...],
+    stage: str,
+    changed: dict[str, Any],
+    said: str,
+) -> None:
+    target = "mask" if "segmentation" in what else "label"
+    assert fault(what, emitted.pictures(tmp_path, target=target), stage, **changed).startswith(said)
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_weights_of_another_layout_are_told_before_images_are_decoded(
+    fault: Fault, tmp_path: Path
+) -> None:
+    torch.save({"some.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    weights = str(tmp_path / "other.pth")
+    said = fault(WEIGHTS, emitted.pictures(tmp_path), "all", weights=weights)
+    assert said.startswith(f"{weights}: none of ") and "is among its 1 tensors" in said
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_fractions_that_choose_the_same_patients_are_trained_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module, run = emitted.script("scratch", "xray", "classification", "2d"), tmp_path / "run"
+    manifest = emitted.pictures(tmp_path)  # 8 labelled patients for training
+    emitted.run(module, "all", manifest, run, label_fractions=(1000.0, 1.0, 0.1), finetune_steps=1)
+    said = capfd.readouterr().err.splitlines()
+    assert "note: label fraction 1 is left out: the 8 patients of 1000 again" in said
+    assert "note: label fraction 0.1: all cases have one label with seed 0" in said  # 1 patient
+    assert sorted(p.name for p in (run / "finetune").glob("*.pt")) == [
+        "scratch-0.1-0.pt",
+        "scratch-1000-0.pt",
+    ]
+    results = json.loads((run / "metrics.json").read_text())["results"]
+    assert [r["labelled_cases"] for r in results] == [8, 1]
 
 
 # %% Stages and what lies in the folder from before

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -401,6 +402,7 @@ def test_auroc_of_counts_is_auroc_of_the_drawn_sample() -> None:
     chosen, rng = settings(module, classes=2), np.random.default_rng(0)
     truth = rng.integers(0, 2, 30)
     score = np.round(rng.random(30) + 0.3 * truth, 1)  # with ties
+    assert len(set(score[truth == 1]) & set(score[truth == 0])) > 3
     cases = [module.Case(Path(), str(t), str(n), "test", Path()) for n, t in enumerate(truth)]
     counts = rng.multinomial(30, np.full(30, 1 / 30), 3)
     got = module.Score(np.stack([1 - score, score], 1), cases, chosen)(counts)
@@ -413,6 +415,19 @@ def test_auroc_of_counts_is_auroc_of_the_drawn_sample() -> None:
             if truth[i] and not truth[j]
         ]
         assert value == pytest.approx(np.mean(pairs))
+
+
+def test_auroc_needs_no_room_for_all_pairs() -> None:
+    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
+    truth, size = np.arange(4000) % 2, 4000
+    cases = [module.Case(Path(), str(t), str(n), "test", Path()) for n, t in enumerate(truth)]
+    score = np.random.default_rng(0).random(size) + truth  # all positive cases above all others
+    tracemalloc.start()
+    found = module.Score(np.stack([-score, score], 1), cases, settings(module, classes=2))
+    assert found(np.ones((2, size))) == pytest.approx([1, 1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4_000_000, "bytes; all pairs are as many"
 
 
 def test_intervals_know_of_patients_and_of_seeds() -> None:

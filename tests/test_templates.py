@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from advisor import Knowledge, Recommendation, parts, recommend
 from advisor.origin import MARK
-from advisor.plan import PlanError, make_plan
+from advisor.plan import Plan, PlanError, make_plan
+from advisor.ranges import Range, limits
 from advisor.render import literal, render
 
 ROOT = Path(__file__).parent.parent
@@ -69,15 +73,34 @@ def every_problem(method: str) -> Iterator[Recommendation]:
                     yield answered
 
 
+def every_setting_has_a_range(plan: Plan) -> None:
+    """All but texts that may be anything; and what is advised lies in it."""
+    values = {setting.name: setting.value for setting in plan.settings}
+    ranged = [name for limit in plan.limits for name in limit.names]
+    assert len(ranged) == len(set(ranged)) and set(ranged) <= values.keys()
+    assert values.keys() - set(ranged) <= {"weights"}
+    for limit in plan.limits:
+        holds = eval(f"lambda v, s: {limit.test}")
+        for name in limit.names:
+            several = values[name] if isinstance(values[name], tuple) else (values[name],)
+            assert all(holds(value, SimpleNamespace(**values)) for value in several), name
+
+
 @pytest.mark.parametrize("method", [c.id for c in METHODS.values() if c.script])
 def test_every_valid_combination_is_a_clean_script(method: str, tmp_path: Path) -> None:
     """Python without undefined or unused names, formatted, and without scars of templates."""
-    texts = {emitted(method, answered) for answered in every_problem(method)}
+    plans = [make_plan(answered, method) for answered in every_problem(method)]
+    for plan in plans:
+        every_setting_has_a_range(plan)
+    texts = {render(plan) for plan in plans}
     assert texts
     for number, text in enumerate(texts):
         roots = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
         assert not {"advisor", "lightly"} & set(roots)
         assert not re.search(r"{[%{]|[%}]}|slots", text)
+        own = set(re.findall(r"^    (\w+): [\w\[\], .]+ = ", text, re.MULTILINE))
+        named = re.findall(r"^(?:READING|FREE) = set\(\"(.+)\"\.split", text, re.MULTILINE)
+        assert len(named) == 2 and set(" ".join(named).split()) <= own
         assert max(map(len, text.splitlines())) <= 100
         (tmp_path / f"{number}.py").write_text(text, encoding="utf-8")
     clean(str(tmp_path))
@@ -154,6 +177,66 @@ def test_overrides_take_the_type_of_what_they_replace() -> None:
         emitted("models-genesis", answered, epoch="3")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        ("epochs", "-1", "1 or more"),
+        ("mask_ratio", "1.5", "above 0 and below 1"),
+        ("mask_ratio", "nan", "above 0 and below 1"),
+        ("learning_rate", "inf", "above 0 and at most 1"),
+        ("adaptation", "linear", "finetune or frozen"),
+        ("flip_axes", "0 3", "0, 1 or 2"),
+        ("label_fractions", "-1 0", "above 0"),
+        ("label_fractions", "", "above 0"),
+        ("network_width", "32", "a multiple of 64"),
+        ("intensity_low", "2000", "below intensity_high"),
+        ("classes", "300", "2 to 256"),
+    ],
+)
+def test_an_override_out_of_range_is_refused_in_one_line(
+    name: str, text: str, allowed: str
+) -> None:
+    with pytest.raises(PlanError) as refused:
+        emitted("mae", answer("ct", "segmentation", "3d"), **{name: text})
+    said = str(refused.value)
+    assert said.startswith(f"--set {name}={text[:2].strip()}") and "\n" not in said
+    assert said.endswith(f": must be {allowed}")
+
+
+def test_what_is_in_range_is_taken() -> None:
+    given = {"flip_axes": "", "intensity_low": "2e3", "intensity_high": "3e3", "mask_ratio": "0.9"}
+    plan = make_plan(answer("ct", "segmentation", "3d"), "mae", given)
+    values = {setting.name: setting.value for setting in plan.settings}
+    assert [values[name] for name in given] == [(), 2000, 3000, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("said", "inside", "outside"),
+    [
+        ({"least": 1}, [1, 2.5], [0, 0.5, math.nan, math.inf]),
+        ({"above": 0, "below": 1}, [0.1, 0.9], [0, 1, -1, math.nan]),
+        ({"least": 0, "most": 1}, [0, 1, 0.5], [-0.1, 1.1]),
+        ({"above": 0, "most": "other"}, [1, 5], [0, 5.5]),
+        ({"least": "other"}, [5], [4]),
+        ({"multiple": 8}, [8, 64], [0, -8, 12]),
+        ({"among": [18, 50]}, [18, 50], [34]),
+        ({"among": ["val", "test"]}, ["val"], ["train", "", 1]),
+    ],
+)
+def test_a_range_means_the_same_here_and_in_the_script(
+    said: dict[str, Any], inside: list[Any], outside: list[Any]
+) -> None:
+    each = Range.model_validate({"settings": ["x"], **said})
+    (limit,) = limits(["x", "free"], {"x": each})
+    holds = eval(f"lambda v, s: {limit.test}")
+    assert limit.names == ("x",) and limit.words == each.words()
+    for value in [*inside, *outside]:
+        assert each.holds(value, {"other": 5}) == (value in inside), value
+        if value != math.inf:  # which the script refuses wherever it is
+            assert holds(value, SimpleNamespace(other=5)) == (value in inside), value
+    assert each.holds((*inside, *inside), {"other": 5}) and not each.holds((), {"other": 5})
+
+
 def test_answers_reach_the_settings() -> None:
     answered = answer("ct", "segmentation", "3d", classes=5, batch_size=3, image_size=90)
     values = {s.name: s for s in make_plan(answered, "models-genesis").settings}
@@ -184,14 +267,14 @@ def test_a_method_without_a_script_is_refused_in_one_line() -> None:
 
 def test_what_a_user_types_cannot_become_code() -> None:
     assert literal('"; import os; os.system("x")') == repr('"; import os; os.system("x")')
-    answered = answer("mri", "segmentation", "3d")
-    text = emitted("models-genesis", answered, adaptation='x"\nimport os  # ')
+    answered = answer("ct", "segmentation", "3d")
+    text = emitted("public-checkpoint", answered, weights='x"\nimport os  # ')
     tree = ast.parse(text)
     settings = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Settings")
     value = next(
         n.value
         for n in settings.body
-        if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "adaptation"
+        if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "weights"
     )
     assert ast.literal_eval(value) == 'x"\nimport os  # '
 
