@@ -26,7 +26,7 @@ READING = (
 )
 FREE = (
     "workers shard_optimizer split seeds label_fractions bootstrap_samples probe_neighbours "
-    "checkpoint_every unreadable_limit"
+    "checkpoint_every"
 )
 
 
@@ -50,10 +50,11 @@ def render(plan: Plan) -> str:
         imports=Verbatim(imports([own, *chosen])),
         dims=plan.dims,
         fields=Verbatim("\n    ".join(_fields(plan.settings))),
-        reading=_existing(READING, plan),
-        free=_existing(FREE, plan),
+        reading=Verbatim(_existing("READING", READING, plan)),
+        free=Verbatim(_existing("FREE", FREE, plan)),
         ranges=Verbatim("\n    ".join(line for each in plan.limits for line in _range(each))),
-        parts=[Verbatim(p.body) for p in chosen],
+        parts=[Verbatim(p.body) for p in chosen[:-1]],
+        protocol=Verbatim(chosen[-1].body),
     )
     start = text.index("@dataclass(frozen=True)\nclass Settings:")
     bodies = {SETTINGS: text[start : text.index("\n\n\n", start)]}
@@ -119,9 +120,15 @@ def _fields(settings: Iterable[Planned]) -> list[str]:
     return lines
 
 
-def _existing(names: str, plan: Plan) -> str:
+def _existing(constant: str, names: str, plan: Plan) -> str:
+    """A set of those of these settings that the script has, as the formatter would write it."""
     own = {setting.name for setting in plan.settings}
-    return " ".join(name for name in names.split() if name in own)
+    lines = textwrap.wrap(" ".join(n for n in names.split() if n in own), WIDTH - 15)
+    if len(lines) == 1 and len(line := f"{constant} = set({literal(lines[0])}.split())") <= WIDTH:
+        return line
+    *more, last = lines
+    inner = [*(literal(f"{line} ") for line in more), f"{literal(last)}.split()"]
+    return "\n    ".join([f"{constant} = set(", *inner]) + "\n)"
 
 
 def _range(limit: Limit) -> list[str]:
