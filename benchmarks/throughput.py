@@ -195,7 +195,7 @@ def ours(name: str, folder: Path, work: Path, workers: int) -> dict[str, float]:
     cases = module.prepare(module.read_manifest(folder / "manifest.csv", settings), settings, work)
     reading = (time.perf_counter() - started) / len(cases)
     data = module.pool([case for case in cases if case.split == "train"], settings)
-    schedule = module.Schedule(WARM + steps + 1, settings.batch_size, 1e-4, 1, 0)
+    schedule = module.Schedule(WARM + steps + 1, settings.batch_size, 1e-4, 1e-4, 1, 0)
     module.tqdm = clock = Clock()
     checkpoint = work / f"{name}.pt"
     checkpoint.unlink(missing_ok=True)

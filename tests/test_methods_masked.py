@@ -594,7 +594,10 @@ def test_the_teacher_does_not_come_to_say_the_same_of_every_image(method) -> Non
     chosen = settings(module, **sizes, ema_start=0.97)
     torch.manual_seed(0)
     network, steps, losses = module.Method(chosen).train(), 80, []
-    images, optimizer = striped(256, module.region(chosen)), module.optimizer_of(network, chosen)
+    images, optimizer = (
+        striped(256, module.region(chosen)),
+        module.optimizer_of(network, chosen.weight_decay, chosen),
+    )
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1, (step + 1) / 15)

@@ -103,7 +103,7 @@ def one_loss(module, network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
 
 
 def descend(module, settings, network: nn.Module, batch, steps: int, rate: float) -> list[float]:
-    optimizer = module.optimizer_of(network, settings)
+    optimizer = module.optimizer_of(network, settings.finetune_weight_decay, settings)
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = []

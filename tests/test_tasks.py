@@ -68,7 +68,7 @@ def counts_of(cases: int, samples: int = 4) -> np.ndarray:
 
 
 def descend(module, chosen, model, batch: list[torch.Tensor], steps: int, rate: float) -> list:
-    optimizer = module.optimizer_of(model, chosen)
+    optimizer = module.optimizer_of(model, chosen.finetune_weight_decay, chosen)
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = []
