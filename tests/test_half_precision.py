@@ -22,7 +22,7 @@ def test_losses_and_gradients_in_half_precision_are_those_in_full(case, monkeypa
     network = module.Method(chosen).train()
     state = {name: value.clone() for name, value in network.state_dict().items()}
     count = len(inspect.signature(network.forward).parameters)
-    several = 4 if module.DIMS == 3 else 16  # of fewer, batch norm makes much of a rounding
+    several = 4 if module.DIMS == 3 else 8  # of fewer, batch norm makes much of a rounding
     images = [structured(module, chosen, several) for _ in range(count)]
     found = []
     for half in (False, True):
@@ -37,7 +37,7 @@ def test_losses_and_gradients_in_half_precision_are_those_in_full(case, monkeypa
         gradient = [p.grad.flatten() for p in network.parameters() if p.requires_grad]
         found.append((loss.item(), torch.cat(gradient)))
     (full, exact), (half, rounded) = found
-    assert half == pytest.approx(full, rel=0.12)
+    assert half == pytest.approx(full, rel=0.25)
     cosine = torch.cosine_similarity(exact, rounded, dim=0).item()
     assert cosine > 0.3, cosine  # random directions in so many dimensions have about 0
 

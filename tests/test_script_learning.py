@@ -201,7 +201,8 @@ def test_the_whole_path_runs_and_reports(method, task, dimensionality, tmp_path)
     restored = task == "segmentation" and any(n.startswith("decoder.") for n in kept)
     assert any(n.startswith("decoder.") for n in report["loaded"]) == restored
     shown = ["curves.png", "examples.png", *["calibration.png"] * (task == "classification")]
-    assert all(f"![{p}]({p})" in written_report(module, manifest, out).read_text() for p in shown)
+    told = written_report(module, manifest, out).read_text()
+    assert all(f"![{name}]({name})" in told for name in shown)
     assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in shown)
     history = (out / "pretrain.csv").read_text().splitlines()
     assert history[0] == "step,loss,learning_rate,spread,effective_rank,seconds"
