@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 WARM = 3  # steps before counting: workers start, and what they read ahead is used up
 XRAY = {"modality": "xray", "task": "classification", "dimensionality": "2d"}
@@ -29,50 +29,46 @@ CT = {"modality": "ct", "task": "segmentation", "dimensionality": "3d"}
 GENESIS = {**CT, "backbone": "cnn"}
 DECODER = {"decoder_dim": "256", "decoder_depth": "4", "mask_ratio": "0.75"}
 
-# name: what, problem, method, settings of ours, the other side, steps counted
-ROWS: dict[str, tuple[str, dict[str, str], str, dict[str, str], str, int]] = {
-    "simclr-64": ("simclr", XRAY, "simclr", {"size": "64", "batch_size": "64"}, "lightly", 8),
-    "simclr-128": ("simclr", XRAY, "simclr", {"size": "128", "batch_size": "64"}, "lightly", 4),
-    "mae-224": (
-        "mae",
-        {**XRAY, "backbone": "vit"},
-        "mae",
-        {"size": "224", "batch_size": "16", **DECODER},
-        "lightly",
-        5,
-    ),
-    "volumes-64": (
-        "volumes",
-        GENESIS,
-        "models-genesis",
-        {"size": "64", "batch_size": "2"},
-        "monai, one view",
-        4,
-    ),
-    "volumes-64-two-views": (
-        "volumes",
-        GENESIS,
-        "models-genesis",
-        {"size": "64", "batch_size": "2"},
-        "monai, two views",
-        4,
-    ),
-    "volumes-64-cached": (
-        "volumes",
-        GENESIS,
-        "models-genesis",
-        {"size": "64", "batch_size": "2"},
-        "monai, one view, cached",
-        4,
-    ),
-    "volumes-96": (
-        "volumes",
-        GENESIS,
-        "models-genesis",
-        {"size": "96", "batch_size": "2"},
-        "monai, one view",
-        2,
-    ),
+
+class Row(NamedTuple):
+    """One comparison; `side` is that of the files that both read: pixels, or voxels."""
+
+    what: str
+    problem: dict[str, str]
+    method: str
+    settings: dict[str, str]
+    other: str
+    steps: int  # counted
+    side: int = 512
+
+
+def simclr(size: int, steps: int, side: int = 512) -> Row:
+    settings = {"size": str(size), "batch_size": "64"}
+    return Row("simclr", XRAY, "simclr", settings, "lightly", steps, side)
+
+
+def mae(side: int = 512) -> Row:
+    settings = {"size": "224", "batch_size": "16", **DECODER}
+    return Row("mae", {**XRAY, "backbone": "vit"}, "mae", settings, "lightly", 5, side)
+
+
+def volumes(size: int, steps: int, other: str) -> Row:
+    settings = {"size": str(size), "batch_size": "2"}
+    return Row("volumes", GENESIS, "models-genesis", settings, f"monai, {other}", steps, 160)
+
+
+ROWS = {
+    "simclr-64": simclr(64, 8),
+    "simclr-64-of-1024": simclr(64, 8, 1024),  # as ChestX-ray14 is published
+    "simclr-128": simclr(128, 4),
+    "simclr-128-of-1024": simclr(128, 4, 1024),
+    "mae-224": mae(),
+    "mae-224-of-1024": mae(1024),
+    "volumes-64": volumes(64, 4, "one view"),
+    "volumes-64-two-views": volumes(64, 4, "two views"),
+    "volumes-64-cached": volumes(64, 4, "one view, cached"),
+    "volumes-96": volumes(96, 2, "one view"),
+    "volumes-96-two-views": volumes(96, 2, "two views"),
 }
 
 
@@ -119,7 +115,7 @@ class Clock:
 
 
 # %% Files of a realistic size
-def write_pictures(folder: Path, count: int = 256, side: int = 512) -> None:
+def write_pictures(folder: Path, side: int, count: int = 256) -> None:
     """8-bit grey PNG files: soft shapes and noise, which compress about as radiographs do."""
     import numpy as np
     from PIL import Image
@@ -134,7 +130,7 @@ def write_pictures(folder: Path, count: int = 256, side: int = 512) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"i{n}.png")
 
 
-def write_volumes(folder: Path, count: int = 8, side: int = 160) -> None:
+def write_volumes(folder: Path, side: int, count: int = 8) -> None:
     """Compressed NIfTI files of 1.5 mm voxels: a body of balls in air, in Hounsfield units."""
     import nibabel
     import numpy as np
@@ -175,8 +171,9 @@ def emit(name: str, file: Path) -> None:
     from advisor.plan import make_plan
     from advisor.render import render
 
-    _, problem, method, settings, _, _ = ROWS[name]
-    file.write_text(render(make_plan(recommend(problem), method, settings)), encoding="utf-8")
+    wanted = ROWS[name]
+    plan = make_plan(recommend(wanted.problem), wanted.method, wanted.settings)
+    file.write_text(render(plan), encoding="utf-8")
 
 
 def imported(file: Path) -> ModuleType:
@@ -189,7 +186,7 @@ def imported(file: Path) -> ModuleType:
 
 def ours(name: str, folder: Path, work: Path, workers: int) -> dict[str, float]:
     """The script's own data, method and loop; only its progress bar is replaced by the clock."""
-    module, steps = imported(work / f"{name}.py"), ROWS[name][-1]
+    module, steps = imported(work / f"{name}.py"), ROWS[name].steps
     settings = module.Settings(workers=workers)
     started = time.perf_counter()
     cases = module.prepare(module.read_manifest(folder / "manifest.csv", settings), settings, work)
@@ -238,7 +235,7 @@ def lightly_simclr(name: str, folder: Path, workers: int) -> dict[str, float]:
     from lightly.transforms import SimCLRTransform
     from torchvision.models import resnet18
 
-    settings, steps = ROWS[name][3], ROWS[name][-1]
+    settings, steps = ROWS[name].settings, ROWS[name].steps
     size, batch = int(settings["size"]), int(settings["batch_size"])
     encoder = resnet18()
     encoder.fc = torch.nn.Identity()
@@ -250,7 +247,8 @@ def lightly_simclr(name: str, folder: Path, workers: int) -> dict[str, float]:
         return criterion(network(first), network(second))
 
     loader = lightly_loader(folder, SimCLRTransform(input_size=size), batch, steps, workers)
-    fitted(network, loader, torch.optim.SGD(network.parameters(), lr=0.06), loss_of, clock)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)  # ours: the same step
+    fitted(network, loader, optimizer, loss_of, clock)
     return clock.result(batch, steps)
 
 
@@ -261,7 +259,7 @@ def lightly_mae(name: str, folder: Path, workers: int) -> dict[str, float]:
     from lightly.transforms import MAETransform
     from timm.models.vision_transformer import vit_small_patch16_224
 
-    settings, steps = ROWS[name][3], ROWS[name][-1]
+    settings, steps = ROWS[name].settings, ROWS[name].steps
     batch, width = int(settings["batch_size"]), int(settings["decoder_dim"])
     vit = vit_small_patch16_224()
     encoder = MaskedVisionTransformerTIMM(vit=vit)
@@ -323,7 +321,7 @@ def monai_volumes(name: str, folder: Path, workers: int) -> dict[str, float]:
     from monai.losses import ContrastiveLoss
     from monai.networks.nets import SegResNet
 
-    settings, other, steps = ROWS[name][3:]
+    settings, other, steps = ROWS[name].settings, ROWS[name].other, ROWS[name].steps
     size, batch = int(settings["size"]), int(settings["batch_size"])
     views = ["image", "image_2"] if "two views" in other else ["image"]
     files = [{"image": str(file)} for file in sorted(folder.glob("i*"))]
@@ -354,7 +352,7 @@ def one(side: str, name: str, folder: Path, work: Path, threads: int, workers: i
     import torch
 
     torch.set_num_threads(threads)
-    what = ROWS[name][0]
+    what = ROWS[name].what
     run = ours(name, folder, work, workers) if side == "ours" else None
     print("RESULT", json.dumps(run or THEIRS[what](name, folder, workers)))
 
@@ -379,7 +377,7 @@ def row(name: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> st
 
     ratios = [a["images_per_second"] / b["images_per_second"] for a, b in pairs]
     return (
-        f"| {name} | {ROWS[name][4]} | {middle(lambda a, b: a['images_per_second']):.2f} "
+        f"| {name} | {ROWS[name].other} | {middle(lambda a, b: a['images_per_second']):.2f} "
         f"| {middle(lambda a, b: b['images_per_second']):.2f} "
         f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
         f"| {middle(lambda a, b: a['waiting']):.1%} | {middle(lambda a, b: b['waiting']):.1%} "
@@ -403,30 +401,26 @@ def main() -> None:
         return one(side, name, Path(folder), Path(work), int(threads), int(workers))
     heads = "what,against,ours /s,theirs /s,ratio,waits,theirs,peak MB,theirs,ratio,of the steps"
     print(f"| {heads.replace(',', ' | ')} |\n{'|---' * 11}|", flush=True)
+    names = given.rows or [name for name in ROWS if ROWS[name].what in given.what]
+    for lacking in filter(None, (missing(ROWS[name].what) for name in names)):
+        raise SystemExit(f"error: this needs more: pip install {' '.join(lacking)}")
     with tempfile.TemporaryDirectory() as temporary:
-        for what in given.what:
-            if lacking := missing(what):
-                print(f"{what} left out: pip install {' '.join(lacking)}", flush=True)
-                continue
-            volumes = what == "volumes"
-            folder = Path(temporary) / ("volumes" if volumes else "pictures")
+        for name in names:
+            side, volumes = ROWS[name].side, ROWS[name].what == "volumes"
+            folder, work = Path(temporary) / f"files-{side}", Path(temporary) / name
             if not folder.exists():
                 folder.mkdir()
-                (write_volumes if volumes else write_pictures)(folder)
+                (write_volumes if volumes else write_pictures)(folder, side)
                 write_manifest(folder, volumes)
-            for name in given.rows or ROWS:
-                if ROWS[name][0] != what:
-                    continue
-                work = Path(temporary) / name
-                work.mkdir()
-                emit(name, work / f"{name}.py")
-                rest = (folder, work, given.threads, given.workers)
-                reading = started("ours", name, *rest)["reading"]  # the later runs find it done
-                pairs = [
-                    (started("ours", name, *rest), started("theirs", name, *rest))
-                    for _ in range(given.pairs)
-                ]
-                print(row(name, pairs), f" read once: {1000 * reading:.0f} ms a file", flush=True)
+            work.mkdir()
+            emit(name, work / f"{name}.py")
+            rest = (folder, work, given.threads, given.workers)
+            reading = started("ours", name, *rest)["reading"]  # the later runs find it done
+            pairs = [
+                (started("ours", name, *rest), started("theirs", name, *rest))
+                for _ in range(given.pairs)
+            ]
+            print(row(name, pairs), f" read once: {1000 * reading:.0f} ms a file", flush=True)
 
 
 if __name__ == "__main__":
