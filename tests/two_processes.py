@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from unittest.mock import patch
 
 import torch
@@ -96,10 +97,14 @@ def gradients(
     return torch.cat(found), torch.cat([torch.ones(1), *left])
 
 
-def error(case: tuple[str, str, str]) -> float:
-    """How far the processes are from one, as a share of the length of the vector."""
+def comparison(case: tuple[str, str, str]) -> Callable[[], float]:
+    """Lets the processes do their steps; what is returned does those of one, and tells how far
+
+    the processes are from it, as a share of the length of the vector.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(*case)
+    module.keep_memory()
     # convolutions over volumes in double precision are slow, and 16 voxels hold all that they do
     convolved = hasattr(module, "SegResNet") and module.DIMS == 3
     chosen = smallest(module, **({"size": 16} if convolved else {}))
@@ -114,11 +119,15 @@ def error(case: tuple[str, str, str]) -> float:
     mine = [images[rank * EACH : (rank + 1) * EACH] for images in batch]
     with joint_draws():
         several = gradients(network, mine, DistributedDataParallel(network))
-    network.load_state_dict(state)
-    # the script then takes itself for a single process
-    with patch.object(dist, "is_initialized", lambda: False):
-        one = gradients(network, batch, network)
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(several, one, strict=True))
+
+    def alone() -> float:
+        network.load_state_dict(state)
+        # the script then takes itself for a single process
+        with patch.object(dist, "is_initialized", lambda: False):
+            one = gradients(network, batch, network)
+        return max(float((a - b).norm() / b.norm()) for a, b in zip(several, one, strict=True))
+
+    return alone
 
 
 def main() -> None:
@@ -128,10 +137,16 @@ def main() -> None:
     torch.Tensor.float = torch.Tensor.double  # scripts leave half precision so; here it would round
     named = os.environ.get("METHODS", "")
     chosen = [case for case in DIFFERENT if not named or case[0] in named.split(",")]
-    errors = {"-".join(case): error(case) for case in chosen}
-    if dist.get_rank() == 0:
-        print(json.dumps(errors))
-    dist.barrier()
+    rank, world, errors = dist.get_rank(), dist.get_world_size(), {}
+    for start in range(0, len(chosen), world):  # of so many cases each process does one alone
+        cases = chosen[start : start + world]
+        for number, alone in enumerate([comparison(case) for case in cases]):
+            if number == rank:
+                errors["-".join(cases[number])] = alone()
+    parts = [None] * world
+    dist.all_gather_object(parts, errors)
+    if rank == 0:
+        print(json.dumps(dict(chain.from_iterable(part.items() for part in parts))))
     dist.destroy_process_group()
 
 
