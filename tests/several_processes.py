@@ -3,7 +3,7 @@
 Every process draws the random numbers of the whole batch and keeps those of its own images, so an
 image meets the same views and masks wherever it is; all else is the script's. Methods draw one
 number per image, with the batch as the first dimension, and only such draws are cut.
-`METHODS=simclr,mae` in the environment names some of them.
+`CASES=simclr-classification-2d,mae-segmentation-3d` in the environment names some of them.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # scripts leave half precision so; here it would round
-    named = os.environ.get("METHODS", "")
-    chosen = [case for case in DIFFERENT if not named or case[0] in named.split(",")]
+    named = os.environ.get("CASES", "")
+    chosen = [case for case in DIFFERENT if not named or "-".join(case) in named.split(",")]
     rank, world, errors = dist.get_rank(), dist.get_world_size(), {}
     for start in range(0, len(chosen), world):  # of so many cases each process does one alone
         cases = chosen[start : start + world]
