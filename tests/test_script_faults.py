@@ -77,7 +77,10 @@ def test_no_manifest(fault: Fault, tmp_path: Path) -> None:
         ("file,label", "no column 'path'; it has file, label"),
         ("Path,label", "no column 'path'; is 'Path' meant?"),
         ("path,labels", "no column 'label'; is 'labels' meant?"),
-        ("path;label", "no column 'path'; it has path;label"),
+        (
+            "path;label",
+            "no column 'path'; its header is 'path;label': separate columns by commas",
+        ),
         ("", "no column 'path'; it has none"),
         ("path,label,patient", "no rows below the header"),
     ],
@@ -124,6 +127,15 @@ def test_lines_are_counted_as_an_editor_does(fault: Fault, tmp_path: Path) -> No
     rows[5] = "gone.png,0,p,train"
     manifest.write_text("\n".join([head, "", "", *rows]))  # blank lines count, but say nothing
     assert "m.csv line 9: path".replace("m.csv", str(manifest)) in fault(CLASSES, manifest)
+
+
+def test_a_comma_in_a_name(fault: Fault, tmp_path: Path) -> None:
+    manifest = emitted.pictures(tmp_path)
+    lines = manifest.read_text().splitlines()
+    lines[4] = lines[4].replace(".png", ", left.png", 1)
+    manifest.write_text("\n".join(lines))
+    said = fault(CLASSES, manifest)
+    assert said == f"{manifest} line 5: has more cells than the header; quote what holds commas"
 
 
 def test_two_names_of_one_file_are_one_file(fault: Fault, tmp_path: Path) -> None:
@@ -175,9 +187,18 @@ def test_a_missing_mask(fault: Fault, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([0, 255], "holds class 255, but classes are 0 to 1: divide the mask by 255"),
-        ([0, 1, 3], "holds class 3, but classes are 0 to 1: set --classes"),
-        ([0, 1, 255], "holds class 255, but classes are 0 to 1: set --classes"),
+        ([0, 255], "holds 0, 255, but classes are 0 to 1: divide the mask by 255"),
+        ([0, 1, 2], "holds 0, 1, 2, but classes are 0 to 1: set --classes 3"),
+        (
+            [0, 127, 254],
+            "holds 0, 127, 254, but classes are 0 to 1: "
+            "number the classes from 0 without gaps, or set --classes",
+        ),
+        (
+            list(range(0, 240, 8)),
+            "holds 0, 8, 16, 24, 32, 40, 48, 56, 64, ..., but classes are 0 to 1: set --classes; "
+            "if these are shades of a JPEG file, save masks as PNG",
+        ),
     ],
 )
 def test_classes_that_are_too_high(

@@ -588,6 +588,11 @@ def test_registration_moves_images_onto_each_other(tmp_path) -> None:
             "1 2 3 4 0; 5 2 3 4 0",
             "'5 2 3 4 0': the second corner must lie above the first (x1 y1 x2 y2 class)",
         ),
+        (
+            "detection",
+            "0.1 0.2 0.4 0.5 0",
+            "'0.1 0.2 0.4 0.5 0' lies within the first pixel: multiply shares by the image's sides",
+        ),
         ("detection", "1 2 3 4 1", "'1 2 3 4 1': class 1 is not one of 0 to 0"),
         ("detection", "1 2 3 4 0.5", "'1 2 3 4 0.5': class 0.5 is not one of 0 to 0"),
         ("registration", "gone.png", "'gone.png' does not exist beside the manifest"),
