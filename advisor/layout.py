@@ -52,9 +52,11 @@ _LAYOUTS = {
     "multi-label": _Layout("networks/resnet", "data/grid_whole", ("tasks/multi_label",)),
     "regression": _Layout("networks/resnet", "data/grid_whole"),
     "retrieval": _Layout("networks/resnet", "data/grid_whole"),
-    "detection": _Layout("networks/resnet", "data/grid_spacing", ("tasks/precision",)),
+    "detection": _Layout(
+        "networks/resnet", "data/grid_spacing", ("tasks/own_target", "tasks/precision")
+    ),
     "segmentation": _Layout("networks/segresnet", "data/grid_spacing"),
-    "registration": _Layout("networks/segresnet", "data/grid_whole"),
+    "registration": _Layout("networks/segresnet", "data/grid_whole", ("tasks/own_target",)),
 }
 
 
@@ -132,7 +134,7 @@ def switched(page: list[str], chosen: set[str]) -> list[str]:
     swaps = {plain: other for name, (plain, other, _) in _SWITCHES.items() if name in chosen}
     added = []
     if chosen & _PRIOR.keys():
-        added = ["data/prior"]
+        added = [part for part in ("data/paired", "data/prior") if part not in page]
         if "prior_share" in switches_of(page):  # rows with a prior are cut apart from the others
             added.append("data/prior_regions")
     if "mask_prior" in chosen:

@@ -65,6 +65,22 @@ def test_the_parts_stand_in_scripts_for_which_they_are_switched_on_and_in_no_oth
     assert "data/frame_whole" in chosen and "lit_level" not in values  # where the map lies
 
 
+def test_a_folder_of_pictures_has_a_folder_of_priors(tmp_path: Path) -> None:
+    module = script("mae", "fundus", "classification", "2d", mask_prior="0.5")
+    for folder in ("eyes", "maps"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", "b.png"):
+            Image.fromarray(np.ones((8, 8), np.uint8)).save(tmp_path / folder / name)
+    rows = [{"path": "eyes", "label": "0", "prior": "maps", "split": s} for s in ("train", "test")]
+    rows[1] |= {"path": "maps", "prior": ""}
+    manifest = write_manifest(tmp_path / "manifest.csv", rows)
+    cases = module.read_manifest(manifest, settings(module))
+    assert [(c.path.name, c.target, c.prior) for c in cases[:2]] == [
+        ("a.png", "0", "maps/a.png"),
+        ("b.png", "0", "maps/b.png"),
+    ]
+
+
 def test_guided_scripts_are_clean(tmp_path: Path) -> None:
     focal = {"foreground_share": "0.5", "mask_focus": "0.5"}
     for number, words in enumerate(

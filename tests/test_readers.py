@@ -353,7 +353,7 @@ def test_boxes_are_of_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     manifest = emitted.write_manifest(tmp_path / "manifest.csv", rows)
     with pytest.raises(SystemExit):
         module.read_manifest(manifest, emitted.settings(module))
-    assert "line 2: boxes: 's.tif' holds 128 pictures" in capsys.readouterr().err
+    assert "line 2: boxes: 's.tif' stands for several pictures" in capsys.readouterr().err
 
 
 # %% What a script asks for

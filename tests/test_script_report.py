@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from advisor import cli
 from advisor.beside import curves, examples, report
 from advisor.beside.dry_run import estimate
-from advisor.beside.outcome import boxes, finished, measures
+from advisor.beside.outcome import COLOURS, boxes, finished, measures
 from advisor.beside.script import opened
 from advisor.files import FileError
 
@@ -286,7 +286,7 @@ def test_curves_can_be_told_apart(ran, tmp_path, monkeypatch) -> None:
     first, tuned, scores = kept[0].axes
     assert first.lines[0].get_marker() == "o"  # a line through one point is not seen
     looks = {(line.get_color(), line.get_linestyle()) for line in tuned.lines}
-    assert {(c, s) for c in module.STARTS.values() for s in ("-", "--")} <= looks
+    assert {(COLOURS[start], s) for start in module.STARTS for s in ("-", "--")} <= looks
     assert scores.get_xscale() == "linear" and kept[1].axes[2].get_xscale() == "log"
     pretrained, scratch = (bars.lines[0].get_xdata() for bars in scores.containers)
     assert (pretrained < scratch).all()

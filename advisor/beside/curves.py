@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .outcome import Outcome, Rows, share
+from .outcome import COLOURS, Outcome, Rows, share
 from .pictures import save
 
 BINS = 10
@@ -34,12 +34,12 @@ def curves(outcome: Outcome) -> None:
         _losses(axis, [(file, {"color": "black"})], file.stem)
     styles = {f: STYLES[n % len(STYLES)] for n, f in enumerate(settings.label_fractions)}
     runs = [
-        (file.with_suffix(".csv"), {"color": module.STARTS[start], "linestyle": styles[fraction]})
+        (file.with_suffix(".csv"), {"color": COLOURS[start], "linestyle": styles[fraction]})
         for start, fraction, _, file in module.runs(settings, out)
     ]
     _losses(tuned, runs, "finetune")
-    for start, colour in module.STARTS.items():
-        tuned.plot([], [], color=colour, label=start)
+    for start in module.STARTS:
+        tuned.plot([], [], color=COLOURS[start], label=start)
     for fraction, style in styles.items():
         tuned.plot([], [], color="grey", linestyle=style, label=share(fraction))
     tuned.legend(fontsize=8)
@@ -67,7 +67,7 @@ def _scores(axis: Any, outcome: Outcome) -> None:
     results, starts = outcome.metrics["results"], outcome.module.STARTS
     cases = np.array([result["labelled_cases"] for result in results], float)
     order, wide = cases.argsort(), cases.max() >= 10 * cases.min()
-    for place, (start, colour) in enumerate(starts.items()):
+    for place, start in enumerate(starts):
         low, value, high = (
             np.array([result[start][k] for result in results], float)[order]
             for k in ("low", "value", "high")
@@ -75,7 +75,8 @@ def _scores(axis: Any, outcome: Outcome) -> None:
         away = 0.02 * (place - (len(starts) - 1) / 2)  # beside each other, not over each other
         beside = cases * 10**away if wide else cases + away * cases.max()
         spans = np.clip([value - low, high - value], 0, None)
-        axis.errorbar(beside[order], value, spans, label=start, color=colour, marker="o", capsize=4)
+        look = {"color": COLOURS[start], "marker": "o", "capsize": 4}
+        axis.errorbar(beside[order], value, spans, label=start, **look)
     if wide:
         axis.set_xscale("log")
     if len(results) == 1:
@@ -111,7 +112,7 @@ def calibration(outcome: Outcome) -> list[str]:
         axes[fraction].plot(
             confidence,
             right,
-            color=module.STARTS[start],
+            color=COLOURS[start],
             marker="o",
             label=f"{start}: error {error:.3f}",
         )

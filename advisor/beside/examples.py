@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .outcome import Outcome, boxes
+from .outcome import COLOURS, Outcome, boxes
 from .pictures import draw, plane, save, shortened
 
 TRUE, FOUND = "tab:green", "tab:orange"
@@ -81,7 +81,7 @@ def _regressed(outcome: Outcome) -> None:
     axes = figure.subplots(1, len(runs), squeeze=False)[0]
     for axis, each, pair in zip(axes, runs, pairs, strict=True):
         axis.plot(ends, ends, color="grey", linestyle=":")
-        axis.scatter(*pair, s=14, color=module.STARTS[each.start], alpha=0.7)
+        axis.scatter(*pair, s=14, color=COLOURS[each.start], alpha=0.7)
         axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="target", ylabel="predicted")
         axis.set_title(str(each), fontsize=10)
     save(figure, outcome.out / "examples.png")

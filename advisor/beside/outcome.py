@@ -18,6 +18,8 @@ from ..files import FileError
 Rows = Sequence[Mapping[str, str]]  # of predictions.csv, one for each case
 Predicted = Mapping[tuple[str, float], Mapping[int, Rows]]  # by start and label fraction, then seed
 
+COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange"}  # of the starts, in every picture
+
 
 class Run(NamedTuple):
     """One run of fine-tuning, as the script lists them."""
