@@ -22,9 +22,9 @@ demo: .venv/demo
 	$(BIN)/medssl demo --force --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 # One process a core and one thread each: the tests' networks are tiny, and threads waiting for each
-# other triple the time.
+# other triple the time. Memory in large pieces, as in scripts.
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/test
 	$(BIN)/ruff check

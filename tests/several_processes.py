@@ -104,7 +104,6 @@ def comparison(case: tuple[str, str, str]) -> Callable[[], float]:
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(*case)
-    module.keep_memory()
     # convolutions over volumes in double precision are slow, and 16 voxels hold all that they do
     convolved = hasattr(module, "SegResNet") and module.DIMS == 3
     chosen = smallest(module, **({"size": 16} if convolved else {}))

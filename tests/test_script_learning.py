@@ -615,7 +615,12 @@ def test_gradients_of_several_processes_are_those_of_one(world, cases) -> None:
         [*torchrun, f"--nproc-per-node={world}", str(WORKER)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CASES": ",".join(named)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "THP_MEM_ALLOC_ENABLE": "1",
+            "CASES": ",".join(named),
+        },
     )
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.strip().splitlines()[-1])
