@@ -227,7 +227,7 @@ def test_jepa_loss_block_by_block(monkeypatch) -> None:
             truth = network.target.net(image[None])[0][0]
             for asked in blocks:
                 known = network.enter(tokens) + network.position[seen]
-                queries = network.query[0] + network.position[asked]
+                queries = network.query + network.position[asked][None]
                 answer = network.predictor(torch.cat([known, queries], 1))[0, len(seen) :]
                 for guess, token in zip(network.leave(answer), asked):
                     right = truth[token]
