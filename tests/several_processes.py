@@ -98,9 +98,9 @@ def gradients(
 
 
 def comparison(case: tuple[str, str, str]) -> Callable[[], float]:
-    """Lets the processes do their steps; what is returned does those of one, and tells how far
+    """The steps of all processes now; when called, those of one, and how far apart they are.
 
-    the processes are from it, as a share of the length of the vector.
+    The distance is a share of the length of the vector.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(*case)
