@@ -12,6 +12,7 @@ from .profile import Profile
 if TYPE_CHECKING:
     from .answer import Recommendation
 
+_CROP = "views/crop"
 _WEIGHTS = "starts/weights"
 _SUMS = "networks/summed"
 # the page: what people come for stands first, machinery last
@@ -23,10 +24,8 @@ _SWITCHES = {
     "shard_optimizer": ("loops/optimizer", "loops/optimizer_sharded", set()),
 }
 # settings that, above 0, add what reads the user's priors and goes by them
-_PRIOR = {
-    "prior_share": {"data/pool", "tasks/crops", "data/volume3d"},
-    "mask_prior": {"data/pool", "methods/hiding_order"},
-}
+_PRIOR = {"prior_share", "mask_prior"}
+_REGIONS = {"tasks/crops", "data/volume3d"}  # volumes of which regions are read
 
 
 class PlanError(ValueError):
@@ -103,6 +102,8 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     networks = [network, *_tops(network, asked)]
     page = [f"methods/{method}", *networks, *views, *tasks, "data/manifest", *data]
     found = _with_helpers([*page, "loop", *_starts(own, network), "protocol"])
+    if any("crop" in parts.part(name).slots for name in found):
+        found.insert(found.index(views[0]) + 1, _CROP)
     # what sums over all images needs them at once; other batches may be cut into pieces
     found += ["loops/optimizer", f"loops/{'whole' if _SUMS in found else 'pieces'}"]
 
@@ -120,8 +121,21 @@ def switches_of(page: list[str]) -> set[str]:
     Args:
         page: Names of templates.
     """
-    needed = {name: {plain, *more} for name, (plain, _, more) in _SWITCHES.items()} | _PRIOR
-    return {name for name, parts_needed in needed.items() if parts_needed <= set(page)}
+    needed = {name: {plain, *more} for name, (plain, _, more) in _SWITCHES.items()}
+    found = {name for name, parts_needed in needed.items() if parts_needed <= set(page)}
+    if "data/pool" in page:
+        if "methods/hiding_order" in page:
+            found.add("mask_prior")
+        if _REGIONS <= set(page) or _by_crop(page):
+            found.add("prior_share")
+    return found
+
+
+def _by_crop(page: list[str]) -> bool:
+    """Whether `crop` alone cuts views, so that another one may go by priors."""
+    methods = (parts.part(name) for name in page if name.startswith("methods/"))
+    cutting = {slot for method in methods for slot in method.slots & {"random_affine", "sample"}}
+    return _CROP in page and not cutting
 
 
 def switched(page: list[str], chosen: set[str]) -> list[str]:
@@ -133,13 +147,18 @@ def switched(page: list[str], chosen: set[str]) -> list[str]:
     """
     swaps = {plain: other for name, (plain, other, _) in _SWITCHES.items() if name in chosen}
     added = []
-    if chosen & _PRIOR.keys():
+    if chosen & _PRIOR:
         added = [part for part in ("data/paired", "data/prior") if part not in page]
-        if "prior_share" in switches_of(page):  # rows with a prior are cut apart from the others
+        regions = _REGIONS <= set(page)
+        if regions:  # those with a prior are cut apart from the others
             added.append("data/prior_regions")
-    if "mask_prior" in chosen:
-        added.append("methods/prior_masks")
-        swaps["data/frame_lit"] = "data/frame_whole"  # a prior lies on the whole picture
+        if not regions or "mask_prior" in chosen:
+            added.append("data/prior_channel")
+            around = "prior_share" in chosen and not regions
+            swaps[_CROP] = "views/crop_around" if around else "views/crop_both"
+            swaps["data/frame_lit"] = "data/frame_whole"  # a prior lies on the whole picture
+        if "mask_prior" in chosen:
+            added.append("methods/prior_masks")
     directed = [swaps.get(name, name) for name in page]
     after = directed.index(swaps.get("data/pool", "data/pool")) + 1 if added else 0
     return directed[:after] + added + directed[after:]

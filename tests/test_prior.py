@@ -21,6 +21,7 @@ from advisor.plan import PlanError
 
 CT = ("mae", "ct", "segmentation", "3d")
 GUIDED = {"prior_share": "0.6", "mask_prior": "0.5"}
+MAPS = {"data/prior", "data/prior_channel"}
 
 
 def with_priors(manifest: Path, priors: dict[int, np.ndarray], **named: str) -> Path:
@@ -51,18 +52,29 @@ def test_the_parts_stand_in_scripts_for_which_they_are_switched_on_and_in_no_oth
     assert planned(*CT, None, prior_share="0", mask_prior="0") == off
     for wanted, parts in (
         ({"prior_share": "0.8"}, {"data/prior", "data/prior_regions"}),
-        (GUIDED, {"data/prior", "data/prior_regions", "methods/prior_masks"}),
+        (GUIDED, {*MAPS, "data/prior_regions", "views/crop_both", "methods/prior_masks"}),
     ):
         chosen, values = planned(*CT, None, **wanted)
         assert chosen - off[0] == parts and wanted.keys() <= values.keys()
     chosen, _ = planned(*CT, "focal", **GUIDED)  # together with those that go by the image
     assert {"data/pool_focused", "methods/hiding_order_focused", *parts} <= chosen
-    for problem in (("simclr", *CT[1:]), ("mae", "xray", "classification", "2d")):
-        unknown = "mask_prior" if problem[0] == "simclr" else "prior_share"
+    for method, unknown in (("simclr", "mask_prior"), ("dino", "prior_share")):  # small crops, too
         with pytest.raises(PlanError, match="no such setting"):
-            planned(*problem, None, **{unknown: "0.5"})
-    chosen, values = planned("mae", "fundus", "classification", "2d", None, mask_prior="0.5")
-    assert "data/frame_whole" in chosen and "lit_level" not in values  # where the map lies
+            planned(method, "xray", "classification", "2d", None, **{unknown: "0.5"})
+    fundus = ("mae", "fundus", "classification", "2d", None)
+    for wanted, parts in (
+        ({"mask_prior": "0.5"}, {"views/crop_both", "methods/prior_masks"}),
+        ({"prior_share": "0.5"}, {"views/crop_around"}),
+        (GUIDED, {"views/crop_around", "methods/prior_masks"}),
+    ):
+        chosen, values = planned(*fundus, **wanted)
+        assert chosen - planned(*fundus)[0] == {
+            *MAPS,
+            *parts,
+            "data/paired",
+            "data/frame_whole",
+        }
+        assert "lit_level" not in values  # a map lies on the whole picture
 
 
 def test_a_folder_of_pictures_has_a_folder_of_priors(tmp_path: Path) -> None:
@@ -89,6 +101,8 @@ def test_guided_scripts_are_clean(tmp_path: Path) -> None:
             text("spark", *CT[1:], mask_prior="1"),
             text("simclr", *CT[1:], prior_share="1"),
             text("simmim", "fundus", "classification", "2d", mask_prior="1"),
+            text("mae", "fundus", "classification", "2d", **GUIDED),
+            text("jigsaw", "ct", "classification", "3d", prior_share="1"),
         )
     ):
         (tmp_path / f"{number}.py").write_text(words, encoding="utf-8")
@@ -159,6 +173,53 @@ def test_image_and_prior_are_cut_and_cropped_alike(tmp_path: Path, method: str, 
     images = module.crop(batch, chosen)
     assert images.shape == (3, 1, *[chosen.size] * 3)
     assert torch.allclose(images, images.prior * 257, atol=1e-5)
+
+
+@pytest.mark.parametrize("dimensionality", ["2d", "3d"])
+def test_crops_of_whole_images_are_centred_on_what_matters(dimensionality: str) -> None:
+    module = script("simclr", "ct", "classification", dimensionality, prior_share="0.6")
+    plain = script("simclr", "ct", "classification", dimensionality)
+    cut = {"size": 32, "min_scale": 0.1, "rotate_degrees": 30.0, "flip_axes": (0,)}
+    images = torch.rand(200, 2, *[32] * module.DIMS)
+    images[:, 1] = 0
+    places = torch.randint(10, 22, (200, module.DIMS))
+    for image, place in zip(images[:150], places, strict=False):
+        image[(1, *place)] = 1.0
+    images[150:, 0] = 0.5  # without prior
+
+    def cropped(share: float) -> torch.Tensor:
+        torch.manual_seed(5)
+        return module.crop(images, settings(module, prior_share=share, **cut))
+
+    torch.manual_seed(5)
+    elsewhere = plain.crop(images[:, :1], settings(plain, **cut))
+    assert torch.equal(cropped(0.0), elsewhere)
+    middle = (slice(None), 0, *[slice(14, 18)] * module.DIMS)
+    shares = []
+    for share in (0.0, 0.6, 1.0):
+        crops = cropped(share)
+        assert crops.shape == (200, 1, *[32] * module.DIMS)
+        assert torch.equal(crops[150:], elsewhere[150:])
+        near = crops.prior[middle].flatten(1).amax(1)[:150] > 0
+        shares.append(float(near.float().mean()))
+    never, rather, always = shares
+    assert always > 3 * never  # crops wider than twice the way to an edge cannot be centred
+    assert rather == pytest.approx(never + 0.6 * (always - never), abs=0.06)
+
+
+def test_crops_go_by_weight_and_stay_inside() -> None:
+    module = script("simclr", "xray", "classification", "2d", prior_share="1")
+    images = torch.ones(400, 2, 40, 40)
+    images[:, 1] = 0
+    images[:, 1, 0, 0], images[:, 1, 39, 20] = 1.0, 3.0  # at the edges
+    crops = module.crop(images, settings(module, size=40, min_scale=0.05, rotate_degrees=0.0))
+    assert (crops > 0.2).all()  # nothing from outside but what corners are interpolated with
+    top, bottom = (
+        crops.prior[:, 0, rows].flatten(1).amax(1) > 0 for rows in (slice(9), slice(31, 40))
+    )
+    one = top ^ bottom  # the widest show both
+    assert (top | bottom).all() and one.float().mean() > 0.7
+    assert float(bottom[one].float().mean()) == pytest.approx(0.75, abs=0.07)
 
 
 @pytest.mark.parametrize("focal", [{}, {"mask_focus": "0.5"}])
@@ -306,7 +367,7 @@ def test_a_run_by_priors_from_files_repeats_itself_when_it_is_resumed(tmp_path: 
 def test_pictures_run_by_priors_from_files(tmp_path: Path, capsys, monkeypatch) -> None:
     manifest = pictures(tmp_path, target="label")
     with_priors(manifest, {n: box((40, 32), 255).astype(np.uint8) for n in range(0, 16, 3)})
-    module = script("simmim", "fundus", "classification", "2d", mask_prior="0.8")
+    module = script("simmim", "fundus", "classification", "2d", mask_prior="0.8", prior_share="0.6")
     assert "visible" in preview(module, manifest, tmp_path / "out", options(module))
     run(module, "all", manifest, tmp_path / "out")
     assert (tmp_path / "out" / "metrics.json").exists()
