@@ -77,7 +77,7 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     """
     profile, common = recommendation.profile, recommendation.common
     volumes, layout = dimensionality == "3d", _layout(profile)
-    own = parts.part(f"methods/{method}")
+    own = parts.part(_method(method, profile, volumes))
     network = _network(own, profile, volumes)
     kind = "data/volume3d" if volumes else "data/image2d"
     planar = f"data/{common['pictures'].value}"
@@ -100,7 +100,7 @@ def page_of(recommendation: Recommendation, method: str, dimensionality: str) ->
     if "placement" in asked:
         data.append("data/boxes3d" if volumes else "data/boxes2d")
     networks = [network, *_tops(network, asked)]
-    page = [f"methods/{method}", *networks, *views, *tasks, "data/manifest", *data]
+    page = [own.name, *networks, *views, *tasks, "data/manifest", *data]
     found = _with_helpers([*page, "loop", *_starts(own, network), "protocol"])
     if any("crop" in parts.part(name).slots for name in found):
         found.insert(found.index(views[0]) + 1, _CROP)
@@ -172,6 +172,14 @@ def _tops(network: str, asked: frozenset[str]) -> list[str]:
         "Pyramid": "networks/vit_pyramid" if family == "networks/vit" else "networks/pyramid",
     }
     return [part for name, part in tops.items() if name in asked]
+
+
+def _method(method: str, profile: Profile, volumes: bool) -> str:
+    """The method's template: that for U-Nets, if there is one, unless a transformer suits better."""
+    name, unet = f"methods/{method}", f"methods/{method}_unet"
+    dense = profile.task in ("segmentation", "detection")
+    chosen = profile.backbone == "cnn" or (profile.backbone != "vit" and volumes and dense)
+    return unet if chosen and parts.exists(unet) else name
 
 
 def _network(own: parts.Part, profile: Profile, volumes: bool) -> str:

@@ -26,6 +26,7 @@ FLIP_AXES = {
     "3d": {"left-right": 0, "front-back": 1, "up-down": 2},  # RAS+ order
 }
 _OTHER = {"2d": "_3d", "3d": "_2d"}  # endings of settings that are for the other dimensionality
+_UNET = "_unet"  # ending of settings for the template of a method that is for U-Nets
 # what the side of an input must divide by: halvings of the network, or its patch
 MULTIPLE = {
     "networks/segresnet": 8,
@@ -208,7 +209,9 @@ def _numbers(
 ) -> dict[str, _Number]:
     """Every value that a script may ask for, the method's own first."""
     network = next(p for p in chosen if p in networks())
-    numbers = {n: _Number(s.value, s.why, _source(s)) for n, s in strategy.settings.items()}
+    own = {n: _Number(s.value, s.why, _source(s)) for n, s in strategy.settings.items()}
+    unet = {n.removesuffix(_UNET): v for n, v in own.items() if n.endswith(_UNET)}
+    numbers = own | (unet if f"methods/{strategy.method}{_UNET}" in chosen else {})
     for name, s in networks()[network].items():
         if not name.endswith(_OTHER[dimensionality]):
             short = re.sub("_[23]d$", "", name)

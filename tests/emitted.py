@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
     "workers": 0,
     "log_every": 1,
     "patch_size": 8,
+    "mask_block": 8,
     "network_depth": 3,
     "decoder_width": 8,
     "decoder_dim": 32,

@@ -93,7 +93,7 @@ def half_flat(dims: int, side: int = 32) -> torch.Tensor:
 
 @pytest.mark.parametrize("dimensionality", ["2d", "3d"])
 def test_patches_with_contrast_are_hidden_more_often_and_as_many_as_before(dimensionality) -> None:
-    module = script("mae", "ct", "segmentation", dimensionality, mask_focus="0.5")
+    module = script("mae", "ct", "segmentation", dimensionality, "vit", mask_focus="0.5")
     images = half_flat(module.DIMS)
     shares = []
     for focus in (0.0, 0.5, 1.0):

@@ -612,3 +612,25 @@ def test_the_teacher_does_not_come_to_say_the_same_of_every_image(method) -> Non
     stuck = math.log(chosen.out_dim) * {"dino": 1.0, "ibot": 1.5}[method]
     assert sum(losses[-20:]) / 20 < 0.995 * stuck
     assert module.health(features)[0] > 5 * chosen.collapse_spread
+
+
+# blocks of a U-Net
+
+
+def test_a_unet_rebuilds_hidden_blocks_from_the_others() -> None:
+    module = script("mae", "mri", "segmentation", "3d", "cnn")
+    network = module.Method(settings(module, size=32, mask_block=16, mask_ratio=0.5)).train()
+    images = random_images(module, network, 2)
+    loss, features = seeded(network, images)
+    crops, hidden = seeded(network.masked, images)
+    shares = torch.nn.functional.avg_pool3d(hidden.float(), 16).flatten(1)
+    assert shares.sort(1)[0].tolist() == 2 * [[0.0] * 4 + [1.0] * 4]
+    visible = torch.where(hidden, 0, crops)
+    found = network.rebuild(visible, network.encoder(visible))
+    # the mean over hidden voxels of each image, then over images
+    each = [(found[n] - crops[n])[hidden[n]].square().mean() for n in range(2)]
+    assert loss.item() == pytest.approx((sum(each) / 2).item(), rel=1e-4)
+    assert features.shape == (2, network.encoder.width)
+    # nothing of a hidden block gets in
+    others = network.rebuilt(crops + 5 * hidden, hidden)[0]
+    assert torch.equal(others, network.rebuilt(crops, hidden)[0])

@@ -227,7 +227,7 @@ def test_crops_go_by_weight_and_stay_inside() -> None:
 def test_patches_that_matter_are_hidden_more_often_and_as_many_as_before(
     dimensionality: str, focal: dict[str, str]
 ) -> None:
-    module = script("mae", "ct", "segmentation", dimensionality, mask_prior="0.5", **focal)
+    module = script("mae", "ct", "segmentation", dimensionality, "vit", mask_prior="0.5", **focal)
     torch.manual_seed(3)
     images = torch.rand(64, 1, *[32] * module.DIMS)
     images.prior = torch.zeros_like(images)

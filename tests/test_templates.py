@@ -32,6 +32,8 @@ COMBINATIONS = [
     for task, dimensionality, backbone in itertools.product(
         card.script.task, card.script.dimensionality, card.script.backbone
     )
+    # which the rule plain-masking-on-flat-images-needs-tokens excludes
+    if (card.id, dimensionality, backbone) != ("mae", "2d", "cnn")
 ]
 GOLDEN = {
     "simclr-xray-classification-2d": {"modality": "xray", "labeled": 200, "classes": 14},
@@ -159,11 +161,14 @@ def test_every_setting_is_read_by_the_script(
 
 @pytest.mark.parametrize("card", [c for c in METHODS.values() if c.script], ids=lambda c: c.id)
 def test_a_card_lists_what_its_template_asks_for(card) -> None:
-    asked = parts.part(f"methods/{card.id}").settings
+    names = [f"methods/{card.id}{variant}" for variant in ("", "_unet")]
+    templates = [parts.part(name) for name in names if parts.exists(name)]
+    asked = {name for template in templates for name in template.settings}
     common = set(Knowledge.load().protocol)  # of which a card may want another value
     assert asked - {"size", "channels", "patch_size"} - common <= set(card.settings)
     recipe = {"epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs"}
-    assert set(card.settings) - recipe - common <= asked
+    own = {name.removesuffix("_unet") for name in card.settings}
+    assert own - recipe - common <= asked
 
 
 def test_overrides_take_the_type_of_what_they_replace() -> None:
@@ -197,7 +202,7 @@ def test_an_override_out_of_range_is_refused_in_one_line(
     name: str, text: str, allowed: str
 ) -> None:
     with pytest.raises(PlanError) as refused:
-        emitted("mae", answer("ct", "segmentation", "3d"), **{name: text})
+        emitted("mae", answer("ct", "segmentation", "3d", backbone="vit"), **{name: text})
     said = str(refused.value)
     assert said.startswith(f"--set {name}={text[:2].strip()}") and "\n" not in said
     assert said.endswith(f": must be {allowed}")

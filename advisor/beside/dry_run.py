@@ -72,7 +72,7 @@ def _stages(
 def _rehearsed(module: ModuleType, network: Any, data: Any, schedule: Any, settings: Any) -> float:
     """Median seconds of a step of the script's loop, reading included."""
     device = module.this_device()
-    network = network.to(device, memory_format=module.MEMORY).train()
+    network = module.ready(network, device)
     optimizer, ended = module.optimizer_of(network, schedule.weight_decay, settings), []
     few = module.Batches(len(data.cases), replace(schedule, steps=TRIED), 0, 0, 1)
     loader = torch.utils.data.DataLoader(data, batch_sampler=few, num_workers=settings.workers)
