@@ -175,7 +175,7 @@ def _tops(network: str, asked: frozenset[str]) -> list[str]:
 
 
 def _method(method: str, profile: Profile, volumes: bool) -> str:
-    """The method's template: that for U-Nets, if there is one, unless a transformer suits better."""
+    """The method's template: that for U-Nets, if there is one and no transformer suits better."""
     name, unet = f"methods/{method}", f"methods/{method}_unet"
     dense = profile.task in ("segmentation", "detection")
     chosen = profile.backbone == "cnn" or (profile.backbone != "vit" and volumes and dense)

@@ -138,7 +138,7 @@ def fingerprint(segments: Iterable[str]) -> Print:
         segments: The text of each.
     """
     kept = list(segments)
-    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
     return Print(nodes=len(kept), digest=digest)
 
 

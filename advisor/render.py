@@ -108,10 +108,13 @@ def literal(value: Any) -> str:
 
 def _fields(settings: Iterable[Planned]) -> list[str]:
     """Dataclass fields, each below its reason."""
-    lines = []
+    lines, before = [], ""
     for setting in settings:
         reason = " ".join(f"{setting.why} [{setting.source}]".split())
-        lines += [f"# {line}" for line in textwrap.wrap(reason, WIDTH - 6, break_on_hyphens=False)]
+        if reason != before:
+            wrapped = textwrap.wrap(reason, WIDTH - 6, break_on_hyphens=False)
+            lines += [f"# {line}" for line in wrapped]
+        before = reason
         value = setting.value
         kind = type(value).__name__
         if isinstance(value, tuple):

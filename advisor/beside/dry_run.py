@@ -74,7 +74,7 @@ def _rehearsed(module: ModuleType, network: Any, data: Any, schedule: Any, setti
     device = module.this_device()
     network = module.ready(network, device)
     optimizer, ended = module.optimizer_of(network, schedule.weight_decay, settings), []
-    few = module.Batches(len(data.cases), replace(schedule, steps=TRIED), 0, 0, 1)
+    few = replace(schedule, steps=TRIED).batches(len(data.cases), 0)
     loader = torch.utils.data.DataLoader(data, batch_sampler=few, num_workers=settings.workers)
     for step, batch in enumerate(loader, start=1):
         optimizer.zero_grad(set_to_none=True)
