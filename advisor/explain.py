@@ -257,6 +257,6 @@ def _argued(chosen: Strategy, verb: str) -> list[str]:
     return [
         f"- {r.because} [{r.rule}: {r.strength}, {r.certainty} certainty]"
         + (f", but see {', '.join(r.against)}" if verb == "avoid" and r.against else "")
-        for r in chosen.reasons
+        for r in sorted(chosen.reasons, key=lambda r: -abs(r.weight))
         if r.verb == verb
     ]

@@ -22,10 +22,12 @@ _DERIVED: dict[str, Kind] = {
     "channels": "number",
     "colour": "truth",
     "has_checkpoint": ("none", "restricted", "permissive"),
+    "checkpoint_readable": "truth",
     "dense": "truth",
     "label_fraction": "number",
     "pool_ratio": "number",
     "cases": "number",
+    "pool": "number",
     "gpu_hours": "number",
 }
 
@@ -87,7 +89,9 @@ def derive(profile: Profile, knowledge: Cards) -> Facts:
     values: dict[str, Fact] = profile.model_dump()
     reasons = {n: "not answered" if v is None else "answered" for n, v in values.items()}
     told = [_dimensionality(profile, card), *_of_card(profile, card), *_of_counts(profile)]
-    told.append(("has_checkpoint", *_checkpoint(profile, card, knowledge.checkpoints)))
+    usable = _usable(profile, card, knowledge.checkpoints)
+    told.append(("has_checkpoint", *_checkpoint(profile, card, usable)))
+    told.append(("checkpoint_readable", *_readable(usable)))
     for name, value, reason in told:
         values[name], reasons[name] = value, reason
     for bands in knowledge.bands:
@@ -130,23 +134,47 @@ def _of_card(profile: Profile, card: ModalityCard) -> Iterable[Told]:
     yield "dense", profile.task in DENSE_TASKS, f"the task is {profile.task}"
 
 
-def _checkpoint(
+def _usable(
     profile: Profile, card: ModalityCard, everything: Iterable[Checkpoint]
+) -> list[Checkpoint]:
+    """The known in-domain weights that the user may use."""
+    if profile.public_weights == "none":
+        return []
+    free = profile.public_weights == "permissive"
+    return [c for c in everything if card.id in c.modality and (c.permissive or not free)]
+
+
+def _checkpoint(
+    profile: Profile, card: ModalityCard, usable: Iterable[Checkpoint]
 ) -> tuple[Fact, str]:
-    """The best licence among the known in-domain weights that the user may use."""
+    """The best licence among them."""
     if profile.public_weights == "none":
         return "none", "public weights are not allowed"
-    known = [c for c in everything if card.id in c.modality]
-    if free := [c.name for c in known if c.permissive]:
+    if free := [c.name for c in usable if c.permissive]:
         return "permissive", "known: " + ", ".join(free)
-    if known and profile.public_weights != "permissive":
-        return "restricted", "known: " + ", ".join(c.name for c in known)
-    some = " under a permissive licence" if known else ""
+    if names := [c.name for c in usable]:
+        return "restricted", "known: " + ", ".join(names)
+    some = " under a permissive licence" if profile.public_weights == "permissive" else ""
     return "none", f"no public weights{some} are known for {card.name}"
+
+
+def _readable(usable: Iterable[Checkpoint]) -> tuple[Fact, str]:
+    """Whether a script reads one of them, as far as their layout was seen."""
+    layouts = {c.file_format for c in usable}
+    if layouts == {"other"}:
+        return False, "all known ones have a layout of their own"
+    read = ", ".join(sorted(filter(None, layouts - {"other"})))
+    return (
+        (True, f"read as {read}") if read else (None, "none is known, or its layout was not seen")
+    )
 
 
 def _of_counts(profile: Profile) -> Iterable[Told]:
     labeled, unlabeled = profile.labeled, profile.unlabeled
+    if unlabeled is None:
+        yield "pool", None, "unlabeled is unknown"
+    else:  # pre-training sees the labelled cases, too
+        yield "pool", unlabeled + (labeled or 0), "unlabeled + labeled, as far as known"
     if labeled is None or unlabeled is None:
         missing = "labeled or unlabeled is unknown"
         yield from ((n, None, missing) for n in ("cases", "label_fraction", "pool_ratio"))

@@ -240,8 +240,9 @@ def _sizes(
 ) -> Iterator[tuple[str, _Number]]:
     """`size`, the side of what the network sees."""
     number = common["crop_size" if dimensionality == "3d" else "image_size"]
-    if side := recommendation.profile.image_size:
-        number = _Number(side, "The side that you gave.", "your answer")
+    side = recommendation.profile.image_size
+    if side and side < number.value:
+        number = _Number(side, "The side of your images.", "your answer")
     multiple = numbers["patch_size"].value if "patch_size" in numbers else MULTIPLE[network]
     if recommendation.profile.task == "detection":
         multiple = math.lcm(multiple, 32)  # the stride of the coarsest anchors
@@ -275,9 +276,11 @@ def _answers(
     fractions = common["label_fractions"]
     if profile.labeled:
         for_training = profile.labeled * (1 - float(common["test_share"].value))
-        kept = tuple(f for f in fractions.value if f * for_training >= 1) or (1.0,)
+        least = profile.classes or 1
+        kept = tuple(f for f in fractions.value if f * for_training >= least) or (1.0,)
         if kept != tuple(fractions.value):
-            why = f"{fractions.why} Shares of {profile.labeled} cases below one case are left out."
+            each = " a class" * (least > 1)
+            why = f"{fractions.why} Shares of {profile.labeled} below one case{each} are left out."
             fractions = fractions._replace(value=kept, why=why)
     yield "label_fractions", fractions._replace(value=tuple(map(float, fractions.value)))
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,27 @@ def test_no_manifest(fault: Fault, tmp_path: Path) -> None:
     said = fault(CLASSES, tmp_path / "absent.csv")
     wanted = "write a CSV with the columns path,label,patient,split"
     assert said == f"{tmp_path}/absent.csv: no such file; {wanted}"
-    assert "no such file" in fault(CLASSES, tmp_path)  # a folder
+    assert fault(CLASSES, tmp_path) == f"{tmp_path}: is a folder; {wanted}"
+
+
+def test_out_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, out = emitted.pictures(tmp_path), tmp_path / "taken"
+    out.write_text("a file")
+    with pytest.raises(SystemExit) as end:
+        emitted.run(emitted.script(*CLASSES), "all", manifest, out)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and out.read_text() == "a file"
+    assert said == f"error: --out {out}: File exists; name a folder that can be written to\n"
+
+
+def test_tables_with_gaps_write_classes_with_a_point(tmp_path: Path) -> None:
+    manifest, module = emitted.pictures(tmp_path), emitted.script(*CLASSES)
+    settings = emitted.settings(module)
+    plain = module.truths(module.read_manifest(manifest, settings)[:8], settings)
+    text = re.sub(",([01]),", r",\1.0,", manifest.read_text())
+    assert text != manifest.read_text()
+    manifest.write_text(text)
+    assert torch.equal(module.truths(module.read_manifest(manifest, settings)[:8], settings), plain)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +103,9 @@ def test_no_manifest(fault: Fault, tmp_path: Path) -> None:
             "no column 'path'; its header is 'path;label': separate columns by commas",
         ),
         ("", "no column 'path'; it has none"),
+        ("path,label,Patient", "is 'Patient' the column 'patient'? Then rename it so"),
+        ("path,label,patient_id,split", "is 'patient_id' the column 'patient'? Then rename it so"),
+        ("path,label,patient,SPLIT", "is 'SPLIT' the column 'split'? Then rename it so"),
         ("path,label,patient", "no rows below the header"),
     ],
 )
@@ -110,7 +134,8 @@ def test_a_file_that_is_no_text(fault: Fault, tmp_path: Path) -> None:
         ({"split": "testing"}, "split: 'testing' is not one of train, val, test (or empty)"),
         ({"patient": "p0"}, "patient 'p0' is in both test and train"),
         ({"label": "benign"}, "label: 'benign' is not a class number; classes are 0 to 1"),
-        ({"label": "1.0"}, "label: '1.0' is not a class number; classes are 0 to 1"),
+        ({"label": "0.5"}, "label: '0.5' is not a class number; classes are 0 to 1"),
+        ({"label": "inf"}, "label: 'inf' is not a class number; classes are 0 to 1"),
         ({"label": "2"}, "label: class 2 is not one of 0 to 1"),
         ({"label": "-1"}, "label: class -1 is not one of 0 to 1"),
         ({"label": "0;1"}, "label: '0;1' is not a class number; classes are 0 to 1"),

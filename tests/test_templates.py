@@ -243,10 +243,14 @@ def test_a_range_means_the_same_here_and_in_the_script(
 
 
 def test_answers_reach_the_settings() -> None:
-    answered = answer("ct", "segmentation", "3d", classes=5, batch_size=3, image_size=90)
+    answered = answer("ct", "segmentation", "3d", classes=5, batch_size=3, image_size=50)
     values = {s.name: s for s in make_plan(answered, "models-genesis").settings}
     assert values["classes"].value == 5 and values["batch_size"].value == 3
-    assert values["size"].value == 88 and "multiple of 8" in values["size"].why
+    assert values["size"].value == 48 and "multiple of 8" in values["size"].why
+    large = make_plan(answer("ct", "segmentation", "3d", image_size=512), "models-genesis")
+    assert {s.name: s.value for s in large.settings}["size"] == 64  # a bound, not a wish
+    several = make_plan(answer("fundus", "classification", "2d", labeled=200, classes=5), "simclr")
+    assert {s.name: s.value for s in several.settings}["label_fractions"] == (0.1, 1.0)
     few = make_plan(answer("ct", "segmentation", "3d", labeled=20), "models-genesis")
     assert {s.name: s.value for s in few.settings}["label_fractions"] == (0.1, 1.0)
 
