@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -31,9 +30,6 @@ from .shell import (
     say,
     version_option,
 )
-
-if TYPE_CHECKING:
-    pass
 
 HELP = """Which self-supervised pre-training suits your medical images, why, and a script for it.
 
@@ -191,6 +187,8 @@ def demo(
 
     It uses your images, a task of the Medical Segmentation Decathlon, or a brain that is at hand.
     """
+    if data and decathlon:
+        raise click.UsageError("--data and --decathlon exclude each other: give one of them")
     if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
         raise files.FileError(f"{out}: holds something already; give another --out or add --force")
     from .demo import run
