@@ -144,9 +144,9 @@ def write_script(
 
         put(batch_file(plan, output.name, found.profile.hours or 24.0), batch, force)
     if output:
-        from .project import stages
+        from .project import WEIGHTS, needs_weights, stages
 
-        say_next(output, stages(plan), batch)
+        say_next(output, stages(plan), batch, WEIGHTS * needs_weights(plan))
 
 
 def write_project(

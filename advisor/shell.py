@@ -257,18 +257,20 @@ def say(line: str, strong: bool = False) -> None:
     click.secho(line, bold=strong, err=True, color=colour)
 
 
-def say_next(script: Path, stages: Iterable[str], batch: Path | None = None) -> None:
+def say_next(
+    script: Path, stages: Iterable[str], batch: Path | None = None, weights: str = ""
+) -> None:
     """What to type once a script is written, and perhaps a batch file beside it."""
     without = "" if find_spec("torch") else ', after pip install "medssl-advisor[train]"'
     say(f"next{without}:")
     name, run = shlex.quote(str(script)), "--data manifest.csv --out runs/a"
-    commands = [f"python {name} {stage}" for stage in stages]
-    for command in (f"medssl preview {name}", *commands, f"medssl report {name}"):
-        say(f"  {command} {run}")
+    commands = [f"python {name} {stage} {run}{weights}" for stage in stages]
+    for command in (f"medssl preview {name} {run}", *commands, f"medssl report {name} {run}"):
+        say(f"  {command}")
     if batch:
         there = "" if batch.parent == Path() else f"cd {shlex.quote(str(batch.parent))} && "
         say("or, on a Slurm cluster, all stages (set DATA and OUT for other paths):")
-        say(f"  {there}sbatch {shlex.quote(batch.name)}")
+        say(f"  {there}{'WEIGHTS=FILE ' * bool(weights)}sbatch {shlex.quote(batch.name)}")
 
 
 def reader() -> Callable[[str], str]:
