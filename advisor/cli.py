@@ -114,7 +114,7 @@ def recommend(
 
     if output:
         files.refuse(output, force=force)
-    form = form or form_of(output)
+    form = form_of(output, form)
     if why is not None and form == "json":
         raise click.UsageError("--why is a page: leave it out, or use --format text or markdown")
     knowledge = knowledge_of(folders)

@@ -17,7 +17,7 @@ MODULES = [p for p in sorted(PACKAGE.glob("*.py")) if p.stem not in ("__init__",
 # A module may import only what stands before it; `audit` and `__init__` may import anything,
 # and only commands import `audit`.
 ORDER = """
-    engine profile base cards reading folder packs checkpoints layers ranges
+    engine names profile base cards reading folder packs checkpoints layers ranges
     facts conditions references lint
     knowledge
     scoring whatif answer ranking
