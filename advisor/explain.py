@@ -89,12 +89,13 @@ def _strategies(found: Recommendation, few: int | None) -> Sequence[Block]:
     shown = found.strategies[:few]
     rows = []
     for each in shown:
-        rank = f"{_first(found, each)}=" if each.tied_with else str(each.rank)
         verbs = [r.verb for r in each.reasons]
         counts = [str(verbs.count(v) or "") for v in ("prefer", "avoid")]
         script = "yes" if each.emits else "-"
         score = f"{each.score:.2f}"
-        rows.append((rank, each.method, each.paradigm, score, each.certainty, *counts, script))
+        rows.append(
+            (found.place(each), each.method, each.paradigm, score, each.certainty, *counts, script)
+        )
     spare = ("paradigm", "script", "for", "against", "certainty", "score")
     blocks: list[Block] = [Table(columns, tuple(rows), ("#", "score", "for", "against"), spare)]
     if any(each.tied_with for each in shown):
@@ -102,11 +103,6 @@ def _strategies(found: Recommendation, few: int | None) -> Sequence[Block]:
     if more := len(found.strategies) - len(shown):
         blocks.append(f"... and {more} more: --all")
     return blocks
-
-
-def _first(found: Recommendation, strategy: Strategy) -> int:
-    """The rank that tied strategies share: that of the first of them."""
-    return min(s.rank for s in found.strategies if strategy.method in (s.method, *s.tied_with))
 
 
 def reasons(strategy: Strategy, sign: str, few: int | None) -> Sequence[Block]:
