@@ -9,6 +9,8 @@ from .facts import Facts
 from .profile import Certainty, Family, Paradigm, Profile, Strength
 from .whatif import WhatIf
 
+_FEW = 5  # strategies that a printed answer shows
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
@@ -109,3 +111,24 @@ class Recommendation(_Part):
     common: dict[str, Chosen]
     also_consider: tuple[AlsoConsider, ...]
     what_if: tuple[WhatIf, ...]
+
+    def place(self, strategy: Strategy) -> str:
+        """The rank as it is shown: of tied strategies that of the first of them, as `3=`.
+
+        Args:
+            strategy: One of the answer.
+        """
+        if not strategy.tied_with:
+            return str(strategy.rank)
+        tied = (strategy.method, *strategy.tied_with)
+        return f"{min(s.rank for s in self.strategies if s.method in tied)}="
+
+    def __str__(self) -> str:
+        """The verdict and the best strategies; `advisor.as_text` gives the whole page."""
+        shown = self.strategies[:_FEW]
+        wide = max((len(s.method) for s in shown), default=0)
+        lines = [
+            f"  {self.place(s):>3}  {s.method:{wide}}  {s.score:5.2f}  {s.certainty}" for s in shown
+        ]
+        more = len(self.strategies) - len(shown)
+        return "\n".join([self.verdict, *lines, *[f"  ... and {more} more"] * bool(more)])

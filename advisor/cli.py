@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -31,9 +30,6 @@ from .shell import (
     say,
     version_option,
 )
-
-if TYPE_CHECKING:
-    pass
 
 HELP = """Which self-supervised pre-training suits your medical images, why, and a script for it.
 
@@ -118,7 +114,7 @@ def recommend(
 
     if output:
         files.refuse(output, force=force)
-    form = form or form_of(output)
+    form = form_of(output, form)
     if why is not None and form == "json":
         raise click.UsageError("--why is a page: leave it out, or use --format text or markdown")
     knowledge = knowledge_of(folders)
@@ -191,6 +187,8 @@ def demo(
 
     It uses your images, a task of the Medical Segmentation Decathlon, or a brain that is at hand.
     """
+    if data and decathlon:
+        raise click.UsageError("--data and --decathlon exclude each other: give one of them")
     if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
         raise files.FileError(f"{out}: holds something already; give another --out or add --force")
     from .demo import run

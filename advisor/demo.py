@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from . import dataset
+from . import dataset, explain, page
 from .dataset import Found
 from .files import FileError, write
+from .profile import nearest
+from .words import options
 
 BRAIN = """\
 One averaged brain (MNI ICBM152, McConnell Brain Imaging Centre; it comes with nilearn) cut into
@@ -45,6 +49,8 @@ def run(
 ) -> None:
     """Asks, answers, writes the script and trains it, all into one folder.
 
+    A folder that was made for it and is still empty when something fails is taken away again.
+
     Args:
         data: A folder that `dataset.from_folder` understands; without one, the brain of nilearn.
         out: Where everything goes.
@@ -54,12 +60,25 @@ def run(
             be downloaded.
 
     Raises:
-        FileError: If a package is missing.
+        FileError: If a package is missing, or the task cannot be downloaded.
         DatasetError: If the folder is not understood.
         ProfileError: If the modality is not known.
     """
     _need("torch", "monai", "tqdm", "matplotlib", "nibabel", extra="train")
+    fresh = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        _all(data, out, minutes or 4.0, modality, decathlon)
+    except BaseException:
+        if fresh:
+            with suppress(OSError):  # it holds something by now
+                out.rmdir()
+        raise
+
+
+def _all(
+    data: Path | None, out: Path, minutes: float, modality: str, decathlon: str | None
+) -> None:
     if decathlon:
         data = _download(decathlon, out)
     demo = _folder(data) if data else _brain(out / "images")
@@ -78,21 +97,13 @@ def run(
         "batch_size": BATCH,
         "gpus": 0,
     }
-    script = _answer(answers, demo, out, minutes or 4.0)
-    command = [
-        sys.executable,
-        str(script),
-        "all",
-        "--data",
-        str(manifest),
-        "--out",
-        str(out / "run"),
-    ]
-    print(f"\n$ python {script} all --data {manifest} --out {out / 'run'}", flush=True)
-    status = subprocess.run(command).returncode
+    script = _answer(answers, demo, out, minutes)
+    run = ["--data", str(manifest), "--out", str(out / "run")]
+    print(f"\n$ {shlex.join(['python', str(script), 'all', *run])}", flush=True)
+    status = subprocess.run([sys.executable, str(script), "all", *run]).returncode
     if status:
         raise SystemExit(status)
-    print(f"\n$ medssl report {script} --data {manifest} --out {out / 'run'}", flush=True)
+    print(f"\n$ {shlex.join(['medssl', 'report', str(script), *run])}", flush=True)
     from .beside.report import report
     from .beside.script import opened
 
@@ -108,12 +119,9 @@ def _answer(answers: dict[str, object], demo: Demo, out: Path, minutes: float) -
     from .render import render
 
     answer = recommend(answers)
-    print(f"{demo.about}\n")
-    print("$ medssl recommend " + " ".join(f"--{k} {v}" for k, v in answers.items()))
-    print(f"\n{answer.verdict}\n")
-    for s in answer.strategies[:5]:
-        note = "" if s.emits else "  (no script for this)"
-        print(f"  {s.rank}. {s.name:<16} {s.paradigm:<12} {s.score:+.2f}, {s.certainty}{note}")
+    print(f"{demo.about}\n\n$ medssl recommend {options(answer.profile)}\n")
+    whole = explain.answer(answer)
+    page.terminal(page.Page(whole.title, whole.about, whole.sections[:1]), sys.stdout)
     trained = (s.method for s in answer.strategies if s.emits and s.family != "baseline")
     method = next(trained, None)
     plan = make_plan(answer, method, _small(demo, minutes))
@@ -166,13 +174,27 @@ def _download(task: str, out: Path) -> Path:
     """One task of the Decathlon (about 30 MB for the hippocampus), by MONAI's own loader."""
     from monai.apps import DecathlonDataset  # type: ignore[attr-defined]
 
+    known = DecathlonDataset.resource
+    if task not in known:
+        close = nearest(task, known) or f", only {', '.join(known)}"
+        raise FileError(f"--decathlon {task}: there is no such task{close}")
     try:
         DecathlonDataset(
             str(out), task, "training", download=not (out / task).is_dir(), cache_num=0
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise FileError(f"{task} could not be had: {' '.join(str(error).split())}") from None
+    except Exception as error:  # MONAI raises it bare where there is no network
+        raise FileError(
+            f"{task} cannot be downloaded ({_root(error)}); where there is a network, unpack "
+            f"{known[task]} and give its folder with --data"
+        ) from None
     return out / task
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong first, in one line: a lost connection is wrapped in five others."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def _brain(folder: Path) -> Demo:

@@ -82,7 +82,7 @@ def listing(studies: Iterable[Study], everything: bool = True) -> Page:
     shown = rows if everything else rows[:40]
     papers = len({_paper(s) for s in studies})
     counted = f"{len(rows)} comparison{'s' * (len(rows) != 1)} of {papers} paper"
-    blocks: list[Block] = [Table(("id", "setting", "best", "trust"), shown, spare="trust")]
+    blocks: list[Block] = [Table(("id", "setting", "best", "trust"), shown, spare=("trust",))]
     if len(shown) < len(rows):
         blocks.append(f"... and {len(rows) - len(shown)} more: --all")
     return page(

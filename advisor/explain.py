@@ -18,6 +18,14 @@ if TYPE_CHECKING:  # a page is built of answers, it makes none
 
 HEADER_WIDTH = 96  # the script's lines are 100 wide and start with "# "
 _FEW = 5
+_NEEDS = "needs:"  # how an answer calls what a method's card asks for
+_SAID = {
+    "2d": "2D images",
+    "3d": "3D images",
+    "video": "films",
+    "cnn": "a CNN",
+    "vit": "a vision transformer",
+}
 
 
 def answer(found: Recommendation, *, everything: bool = False) -> Page:
@@ -81,23 +89,20 @@ def _strategies(found: Recommendation, few: int | None) -> Sequence[Block]:
     shown = found.strategies[:few]
     rows = []
     for each in shown:
-        rank = f"{_first(found, each)}=" if each.tied_with else str(each.rank)
         verbs = [r.verb for r in each.reasons]
         counts = [str(verbs.count(v) or "") for v in ("prefer", "avoid")]
         script = "yes" if each.emits else "-"
         score = f"{each.score:.2f}"
-        rows.append((rank, each.method, each.paradigm, score, each.certainty, *counts, script))
-    blocks: list[Block] = [Table(columns, tuple(rows), ("#", "score", "for", "against"))]
+        rows.append(
+            (found.place(each), each.method, each.paradigm, score, each.certainty, *counts, script)
+        )
+    spare = ("paradigm", "script", "for", "against", "certainty", "score")
+    blocks: list[Block] = [Table(columns, tuple(rows), ("#", "score", "for", "against"), spare)]
     if any(each.tied_with for each in shown):
         blocks.append("= tied: the evidence here does not tell these apart")
     if more := len(found.strategies) - len(shown):
         blocks.append(f"... and {more} more: --all")
     return blocks
-
-
-def _first(found: Recommendation, strategy: Strategy) -> int:
-    """The rank that tied strategies share: that of the first of them."""
-    return min(s.rank for s in found.strategies if strategy.method in (s.method, *s.tied_with))
 
 
 def reasons(strategy: Strategy, sign: str, few: int | None) -> Sequence[Block]:
@@ -160,7 +165,7 @@ def ruled_out(found: Recommendation, everything: bool) -> Sequence[Block]:
         everything: One entry a method, not one a reason.
     """
     if everything:
-        return [Item(f"{r.method}: {r.because}", r.rule) for r in found.ruled_out]
+        return [Item(f"{r.method}: {r.because}", _rule(r.rule)) for r in found.ruled_out]
     groups: dict[str, list[Any]] = {}
     for each in found.ruled_out:
         groups.setdefault(each.rule, []).append(each)
@@ -168,8 +173,23 @@ def ruled_out(found: Recommendation, everything: bool) -> Sequence[Block]:
     for rule, group in groups.items():
         names = ", ".join(each.method for each in group)
         reasons = {each.because for each in group}
-        blocks.append(Item(f"{names}: {reasons.pop()}" if len(reasons) == 1 else names, rule))
+        why = reasons.pop() if len(reasons) == 1 else _in_short(found, rule)
+        blocks.append(Item(f"{names}: {why}" if why else names, _rule(rule)))
     return blocks
+
+
+def _rule(rule: str) -> str:
+    """The id of a rule to look up; what a method's card asks for is no rule."""
+    return "" if rule.startswith(_NEEDS) else rule
+
+
+def _in_short(found: Recommendation, rule: str) -> str:
+    """What the cards of several methods ask for alike, each in words of its own."""
+    need = rule.removeprefix(_NEEDS) if rule.startswith(_NEEDS) else ""
+    if need == "multi_view":
+        return "needs several images of one patient"
+    given = found.facts.values.get({"tasks": "task"}.get(need, need))
+    return f"not for {_SAID.get(str(given), value(given))}" if given else ""
 
 
 def what_if(found: Recommendation) -> Sequence[Block]:
@@ -183,7 +203,8 @@ def what_if(found: Recommendation) -> Sequence[Block]:
         change = " and ".join(f"{n} {value(v)}" for n, v in each.change.items())
         now = " and ".join(value(getattr(found.profile, n)) for n in each.change)
         rows.append((change, now, each.winner))
-    return [Table(("with", "instead of", "first is"), tuple(rows))] if rows else []
+    columns = ("with", "instead of", "first is")
+    return [Table(columns, tuple(rows), spare=("instead of",))] if rows else []
 
 
 def _next(found: Recommendation, top: Strategy | None) -> Sequence[Block]:

@@ -96,7 +96,7 @@ def listing(knowledge: Knowledge, kind: str) -> Page:
         row = (c.id, c.name, c.family, images, networks, "yes" if c.script else "-")
         sections.setdefault(c.paradigm, []).append(row)
     tables = [
-        (name, [Table(columns, tuple(rows), spare="name")]) for name, rows in sections.items()
+        (name, [Table(columns, tuple(rows), spare=("name",))]) for name, rows in sections.items()
     ]
     return page(f"{len(cards)} methods", "by what they learn from", tables)
 

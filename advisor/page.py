@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, JustifyMethod, RenderableType
 
 WIDEST = 110  # columns; longer lines are hard to read
 _STYLES = {"+": "green", "-": "red", "!": "yellow"}
@@ -29,21 +29,22 @@ class Item:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; `right` names columns of numbers, `spare` one to do without."""
+    """Rows of cells under a header; `right` names columns of numbers, `spare` what is spared."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: tuple[str, ...] = ()
-    spare: str = ""  # left out where the terminal is too narrow for all
+    spare: tuple[str, ...] = ()  # left out, in this order, where the terminal is too narrow
 
     def fitting(self, width: int) -> Table:
-        """The table, without its spare column if that makes the difference."""
+        """The table, without as many of its spare columns as make the difference."""
         widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
-        if self.spare not in self.columns or sum(widths) + 2 * len(widths) <= width:
+        gone = next((name for name in self.spare if name in self.columns), None)
+        if gone is None or sum(widths) + 2 * len(widths) <= width:
             return self
-        at = self.columns.index(self.spare)
+        at = self.columns.index(gone)
         kept = tuple(row[:at] + row[at + 1 :] for row in (self.columns, *self.rows))
-        return Table(kept[0], kept[1:], self.right)
+        return Table(kept[0], kept[1:], self.right, self.spare).fitting(width)
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def _part(block: str | Item | Table, width: int) -> RenderableType:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     block = block.fitting(width)
     for name in block.columns:
-        grid.add_column(name, justify="right" if name in block.right else "left")
+        justify: JustifyMethod = "right" if name in block.right else "left"
+        grid.add_column(name, justify=justify, overflow="fold")  # a name is never cut short
     for row in block.rows:
         grid.add_row(*(Text(plain(cell)) for cell in row))
     return grid

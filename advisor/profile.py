@@ -6,10 +6,11 @@ is not known here: they are the files of `rules/modalities`, and `Knowledge.chec
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .names import meant
 
 Task = Literal[
     "classification", "segmentation", "detection", "regression", "retrieval", "registration"
@@ -57,8 +58,8 @@ def nearest(name: object, known: Iterable[object]) -> str:
         known: The names that would have been right.
     """
     names = {str(k).lower(): str(k) for k in known}
-    near = get_close_matches(str(name).lower(), names, 1)
-    return f"; did you mean {names[near[0]]!r}?" if near else ""
+    near = meant(str(name), names)
+    return f"; did you mean {names[near]!r}?" if near else ""
 
 
 def _refuse_bool(value: object) -> object:

@@ -30,6 +30,7 @@ RANGES = {
     "torch": "torch>=2.4,<3",
     "tqdm": "tqdm>=4.66,<5",
 }
+WEIGHTS = " --weights FILE"  # what follows each command of a script that asks for a checkpoint
 COMPANIONS = {
     "monai": "einops>=0.7,<1",  # its transformers import it when they are built
     "openslide": "openslide-bin>=4.0,<5",  # the library itself
@@ -37,7 +38,7 @@ COMPANIONS = {
 
 
 def files(found: Recommendation, plan: Plan) -> dict[str, str]:
-    """The texts of a project by file name.
+    """The texts of a project by file name; a job is as long as the hours of the answer.
 
     Args:
         found: The answer that the plan is for.
@@ -47,7 +48,7 @@ def files(found: Recommendation, plan: Plan) -> dict[str, str]:
         "train.py": render(plan),
         "manifest.csv": f"path,{plan.target},patient,split\n",
         "requirements.txt": requirements(plan),
-        "train.sbatch": batch_file(plan),
+        "train.sbatch": batch_file(plan, hours=found.profile.hours or 24.0),
         "recommendation.json": found.model_dump_json(indent=2) + "\n",
         "explanation.md": markdown(answer(found, everything=True)) + "\n",
         "README.md": _readme(found, plan),
@@ -79,6 +80,11 @@ def batch_file(plan: Plan, script: str = "train.py", hours: float = 24.0) -> str
     gpus = max(1, int(plan.origin.profile.get("gpus", 1)))
     name = re.sub(r"\W+", "-", plan.method)
     batch = str(PurePath(script).with_suffix(".sbatch"))
+    start, asked, more = f"sbatch {batch}", "", ""
+    if needs_weights(plan):
+        start = f"WEIGHTS=FILE {start}"
+        asked = f"weights=${{WEIGHTS:?name the downloaded checkpoint, {start}}}\n"
+        more = ' --weights "$weights"'
     return f"""#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes=1                # more nodes need no other change
@@ -91,18 +97,18 @@ def batch_file(plan: Plan, script: str = "train.py", hours: float = 24.0) -> str
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# sbatch {batch}; the data and the folder of the run must be on a disk that all nodes share.
+# {start}; the data and the folder of the run must be on a disk that all nodes share.
 
 data=${{DATA:-manifest.csv}}
 out=${{OUT:-runs/a}}
-
+{asked}
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=1
 
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=0
-    exec python "$@"' train {script} all --data "$data" --out "$out"
+    exec python "$@"' train {script} all --data "$data" --out "$out"{more}
 code=$?
 
 # 143: it was told to stop and has saved its state; the same command continues there
@@ -115,7 +121,12 @@ exit "$code"
 
 def _readme(found: Recommendation, plan: Plan) -> str:
     shared = "--data manifest.csv --out runs/a"
-    commands = "\n".join(f"python train.py {each} {shared}" for each in stages(plan))
+    batch, weights, further = "sbatch train.sbatch", "", ""
+    if needs_weights(plan):
+        batch, weights = f"WEIGHTS=FILE {batch}", WEIGHTS
+        known = f"medssl explain {found.profile.modality}"
+        further = f" `FILE` is the checkpoint that you downloaded; `{known}` names known ones."
+    commands = "\n".join(f"python train.py {each} {shared}{weights}" for each in stages(plan))
     return f"""# {plan.title.rstrip(".")}
 
 {found.verdict}
@@ -134,7 +145,7 @@ medssl report train.py {shared}
 ```
 
 `evaluate` says in a sentence whether pre-training helped; the report shows it in curves and
-examples. Any command may be stopped and given again. On a Slurm cluster: `sbatch train.sbatch`.
+examples. Any command may be stopped and given again. On a Slurm cluster: `{batch}`.{further}
 `train.py` needs nothing of `medssl`, which only looks at it.
 
 | file | holds |
@@ -147,6 +158,17 @@ examples. Any command may be stopped and given again. On a Slurm cluster: `sbatc
 `medssl regenerate train.py --check` says which parts of the script still are as they were emitted,
 and what a newer version would write.
 """
+
+
+def needs_weights(plan: Plan) -> bool:
+    """Whether the script asks for a checkpoint that its user has to name.
+
+    Args:
+        plan: What the script does.
+    """
+    given = any(s.name == "weights" and s.value for s in plan.settings)
+    asks = r"if not settings\.weights:\s+fail\("
+    return not given and any(re.search(asks, part(name).body) for name in plan.parts)
 
 
 def stages(plan: Plan) -> tuple[str, ...]:

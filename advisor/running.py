@@ -29,7 +29,8 @@ _options = click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def preview(script: Path, data: Path, out: Path, options: tuple[str, ...]) -> None:
     """Draw what the network will be given: images, views, masks, and what it rebuilds.
 
-    Writes preview.png. Settings of the script may follow, as for its stages.
+    Writes preview.png; decoded images stay in OUT/cache, for the run. Settings of the script may
+    follow, as for its stages.
     """
     from .beside.pictures import preview as draw
     from .beside.script import opened
@@ -43,7 +44,8 @@ def preview(script: Path, data: Path, out: Path, options: tuple[str, ...]) -> No
 def dry_run(script: Path, data: Path, out: Path, options: tuple[str, ...]) -> None:
     """Say what a run will take: parameters, memory, hours and disk, on this machine.
 
-    A few real steps are made and nothing is kept of them. Settings of the script may follow.
+    A few real steps are made and nothing is kept of them; the few images that were decoded for
+    them stay in OUT/cache, where the run finds them. Settings of the script may follow.
     """
     from .beside.dry_run import estimate
     from .beside.script import opened

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from . import files
+from .profile import nearest
 from .shell import (
     PATH,
     engine_option,
     force_option,
     knowledge_of,
     output_option,
-    pair,
     profile_of,
     profile_options,
     put,
@@ -70,13 +70,23 @@ def generate(
     for path in () if project else (output, batch):
         if path:
             files.refuse(path, force=force)
-    overrides = dict(pair(change) for change in changes)
+    overrides = dict(_pair(change) for change in changes)
     knowledge = knowledge_of(folders)
     found = _recommendation(given, file, saved, engine, knowledge)
+    if saved:
+        _still_there(found, method, saved, knowledge)
     if project:
         write_project(found, method, overrides, project)
     else:
         write_script(found, method, overrides, output, force, batch)
+
+
+def _pair(change: str) -> tuple[str, str]:
+    """Name and value of `--set NAME=VALUE`."""
+    name, sign, value = change.partition("=")
+    if not sign:
+        raise click.UsageError(f"--set {change}: NAME=VALUE is expected")
+    return name.strip().replace("-", "_"), value.strip()
 
 
 def _said(option: str) -> bool:
@@ -105,6 +115,17 @@ def _recommendation(
     if found.knowledge != provenance(knowledge):
         say(f"note: {saved} rests on other knowledge ({found.knowledge.version}) than is installed")
     return found
+
+
+def _still_there(
+    found: Recommendation, method: str | None, saved: str, knowledge: Knowledge
+) -> None:
+    """A saved answer may name a method that was edited in, renamed since or of a missing pack."""
+    first = next((s.method for s in found.strategies if s.emits), None)
+    chosen = method or first
+    if any(s.method == chosen for s in found.strategies) and chosen not in knowledge.methods:
+        close = nearest(chosen, knowledge.methods)
+        raise files.FileError(f"{saved}: there is no method {chosen!r}{close}")
 
 
 def _planned(found: Recommendation, method: str | None, overrides: dict[str, str]) -> Plan:
@@ -144,9 +165,9 @@ def write_script(
 
         put(batch_file(plan, output.name, found.profile.hours or 24.0), batch, force)
     if output:
-        from .project import stages
+        from .project import WEIGHTS, needs_weights, stages
 
-        say_next(output, stages(plan), batch)
+        say_next(output, stages(plan), batch, WEIGHTS * needs_weights(plan))
 
 
 def write_project(

@@ -203,6 +203,11 @@ def profile_of(given: dict[str, str | None], file: str | None, knowledge: Knowle
     stored = files.read_data(file) if file else {}
     if not isinstance(stored, dict):
         raise files.FileError(f"{file}: a mapping of field names to answers is expected")
+    if {"schema_version", "strategies"} <= stored.keys():
+        raise files.FileError(
+            f"{file}: is a saved answer and no profile; `medssl diff` asks it again, "
+            "`medssl generate --from` writes its script"
+        )
     try:
         profile = Profile.parse({**stored, **told})
         knowledge.check(profile)
@@ -210,14 +215,6 @@ def profile_of(given: dict[str, str | None], file: str | None, knowledge: Knowle
         inside = file and str(error).split(":")[0] in stored.keys() - told.keys()
         raise ProfileError(f"{file}: {error}" if inside else str(error)) from None
     return profile
-
-
-def pair(change: str) -> tuple[str, str]:
-    """Name and value of `--set NAME=VALUE`."""
-    name, sign, value = change.partition("=")
-    if not sign:
-        raise click.UsageError(f"--set {change}: NAME=VALUE is expected")
-    return name.strip().replace("-", "_"), value.strip()
 
 
 def put(text: str, output: Path | None = None, force: bool = False) -> None:
@@ -246,9 +243,13 @@ def put_page(
         page.terminal(made, sys.stdout)
 
 
-def form_of(output: Path | None) -> str:
-    """The format that a file's name asks for."""
-    return {".json": "json", ".md": "markdown"}.get(output.suffix if output else "", "text")
+def form_of(output: Path | None, told: str | None) -> str:
+    """The format that was told, or that a file's name asks for; both must agree."""
+    ending = output.suffix.lower() if output else ""
+    named = {".json": "json", ".md": "markdown"}.get(ending)
+    if told and named not in (None, told):
+        raise click.UsageError(f"-o {output}: {ending} means {named}; leave --format {told} out")
+    return told or named or "text"
 
 
 def say(line: str, strong: bool = False) -> None:
@@ -257,18 +258,20 @@ def say(line: str, strong: bool = False) -> None:
     click.secho(line, bold=strong, err=True, color=colour)
 
 
-def say_next(script: Path, stages: Iterable[str], batch: Path | None = None) -> None:
+def say_next(
+    script: Path, stages: Iterable[str], batch: Path | None = None, weights: str = ""
+) -> None:
     """What to type once a script is written, and perhaps a batch file beside it."""
     without = "" if find_spec("torch") else ', after pip install "medssl-advisor[train]"'
     say(f"next{without}:")
     name, run = shlex.quote(str(script)), "--data manifest.csv --out runs/a"
-    commands = [f"python {name} {stage}" for stage in stages]
-    for command in (f"medssl preview {name}", *commands, f"medssl report {name}"):
-        say(f"  {command} {run}")
+    commands = [f"python {name} {stage} {run}{weights}" for stage in stages]
+    for command in (f"medssl preview {name} {run}", *commands, f"medssl report {name} {run}"):
+        say(f"  {command}")
     if batch:
         there = "" if batch.parent == Path() else f"cd {shlex.quote(str(batch.parent))} && "
         say("or, on a Slurm cluster, all stages (set DATA and OUT for other paths):")
-        say(f"  {there}sbatch {shlex.quote(batch.name)}")
+        say(f"  {there}{'WEIGHTS=FILE ' * bool(weights)}sbatch {shlex.quote(batch.name)}")
 
 
 def reader() -> Callable[[str], str]:

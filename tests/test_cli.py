@@ -19,7 +19,8 @@ from click.testing import CliRunner, Result
 from advisor import Knowledge, Profile, Recommendation, files, questionnaire, recommend
 from advisor.cli import main
 from advisor.explain import options
-from advisor.profile import questions
+from advisor.names import SYNONYMS
+from advisor.profile import TASKS, questions
 
 CT = ["--modality", "ct", "--task", "segmentation", "--labeled", "40"]
 MEDSSL = [sys.executable, "-m", "advisor"]
@@ -209,6 +210,14 @@ def test_an_answer_is_saved_as_text_or_json_by_the_name_of_the_file(here: Path) 
         (["explain", "maee"], "did you mean 'mae'?"),
         (["explain", "needs:backbone"], "method's card"),
         (["explain"], "NAME"),
+        (["recommend", *CT, "--why", "maee"], "did you mean 'mae'?"),
+        (["recommend", "--modality", "ct", "--task", "seg"], "did you mean 'segmentation'?"),
+        (["recommend", "--modality", "wsi", "--task", "detection"], "mean 'histopathology'?"),
+        (["recommend", "--modality", "CXR", "--task", "detection"], "did you mean 'xray'?"),
+        (["recommend", "--modality", "us", "--task", "detection"], "did you mean 'ultrasound'?"),
+        (["recommend", "--modality", "brain mri", "--task", "detection"], "did you mean 'mri'?"),
+        (["recommend", *CT, "--format", "markdown", "-o", "x.json"], ".json means json"),
+        (["recommend", *CT, "--format", "json", "-o", "x.md"], "leave --format json out"),
         (["generate", *CT, "--method", "maee"], "did you mean 'mae'?"),
         (["generate", *CT, "--set", "nonsense=1"], "nonsense"),
         (["generate", *CT, "--set", "nonsense"], "NAME=VALUE"),
@@ -335,6 +344,28 @@ def test_an_answer_of_other_knowledge_is_told(here: Path) -> None:
 def test_a_file_that_is_no_answer_is_told(here: Path) -> None:
     Path("rec.json").write_text('{"schema_version": 1}')
     assert "rec.json: not an answer saved by" in refused("generate", "--from", "rec.json")
+
+
+def test_a_saved_answer_is_no_profile(here: Path) -> None:
+    run("recommend", *CT, "-o", "a.json")
+    said = refused("recommend", "--profile", "a.json")
+    assert said.startswith("a.json: is a saved answer")
+    assert "medssl diff" in said and "medssl generate --from" in said
+
+
+def test_a_saved_answer_that_names_no_method_is_told(here: Path) -> None:
+    saved = answered().model_dump_json()
+    first = next(s.method for s in answered().strategies if s.emits)
+    Path("bad.json").write_text(saved.replace(f'"{first}"', f'"{first}e"'))
+    said = refused("generate", "--from", "bad.json", "-o", "-").splitlines()[-1]
+    assert said == f"bad.json: there is no method '{first}e'; did you mean '{first}'?"
+    other = next(s.method for s in answered().strategies if s.emits and s.method != first)
+    assert run("generate", "--from", "bad.json", "--method", other, "-o", "-").exit_code == 0
+
+
+def test_synonyms_name_what_there_is() -> None:
+    known = {*Knowledge.load().modalities, *TASKS}
+    assert set(SYNONYMS.values()) <= known and not set(SYNONYMS) & known
 
 
 def test_the_next_best_is_taken_aloud_where_the_best_has_no_script(here: Path) -> None:

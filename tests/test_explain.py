@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,9 +245,31 @@ def test_text_from_outside_cannot_steer_the_terminal() -> None:
 
 def test_a_table_gives_up_its_spare_column_before_it_breaks() -> None:
     rows = (("simclr", "A simple framework", "yes"),)
-    table: Page = page("t", "", [("s", [Table(("id", "name", "script"), rows, spare="name")])])
+    table: Page = page("t", "", [("s", [Table(("id", "name", "script"), rows, spare=("name",))])])
     assert "A simple framework" in text(table, 80)
     assert "A simple" not in text(table, 30) and "simclr  yes" in text(table, 30)
+
+
+def test_a_narrow_terminal_costs_columns_and_no_name() -> None:
+    found = answered(PROBLEMS[0])
+    for width in (40, 60, 80):
+        shown = text(answer(found), width).partition("Strategies")[2].partition("\n\n")[0]
+        assert "…" not in shown
+        rows = [line for line in shown.splitlines() if re.match(r" +\d", line)]
+        assert [r.split()[1] for r in rows] == [s.method for s in found.strategies[:5]]
+        assert ("paradigm" in shown) == (width == 80)
+
+
+def test_what_cards_ask_for_is_said_in_words() -> None:
+    given = {"modality": "xray", "task": "retrieval", "backbone": "cnn", "multi_view": False}
+    for problem in (given, {"modality": "ct", "task": "segmentation", "backbone": "vit"}):
+        found = recommend(problem)
+        for everything in (False, True):
+            assert "needs:" not in text(answer(found, everything=everything), 100)
+        shown = " ".join(text(answer(found), 100).partition("\nRuled out")[2].split())
+        assert ("not for 2D images" in shown) == ("xray" in problem.values())
+        assert ("not for 3D images" in shown) == ("ct" in problem.values())
+        assert ("not for a CNN" in shown) == ("xray" in problem.values())
 
 
 def test_a_cut_never_hides_a_single_entry() -> None:

@@ -74,6 +74,46 @@ def test_the_readme_names_the_stages_that_the_script_has() -> None:
             assert f"{stage}(" in body, stage
 
 
+def test_a_project_and_a_batch_file_alone_give_a_job_the_same_time() -> None:
+    medssl("generate", *CT, "--hours", "6", "--project", "p")
+    medssl("generate", *CT, "--hours", "6", "--slurm")
+    assert "#SBATCH --time=06:00:00" in Path("p/train.sbatch").read_text()
+    assert Path("p/train.sbatch").read_text() == Path("train.sbatch").read_text()
+
+
+XRAY = ("--modality", "xray", "--task", "classification")
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [
+        (("--method", "public-checkpoint"), True),
+        (("--method", "public-checkpoint", "--set", "weights=w.pt"), False),
+        (("--method", "imagenet"), False),
+    ],
+)
+def test_a_script_that_asks_for_weights_is_shown_with_them(more: tuple[str], asked: bool) -> None:
+    said = medssl("generate", *XRAY, *more, "--slurm").stderr
+    medssl("generate", *XRAY, *more, "--project", "p")
+    told = {
+        line.strip(): line.endswith(" --weights FILE")
+        for line in [*said.splitlines(), *Path("p/README.md").read_text().splitlines()]
+        if line.strip().startswith("python train.py")
+    }
+    assert len(told) == 3 and set(told.values()) == {asked}
+    for text in (said, Path("p/README.md").read_text(), Path("train.sbatch").read_text()):
+        assert ("WEIGHTS=FILE sbatch train.sbatch" in text) == asked
+    for name, out in (("scontrol", "node1"), ("srun", "")):
+        Path(name).write_text(f'#!/bin/bash\necho "{out}$@"\n')
+        Path(name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{Path.cwd()}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = {"args": ["bash", "train.sbatch"], "text": True, "capture_output": True}
+    plain = subprocess.run(env=environment, **job)
+    assert ("name the downloaded checkpoint" in plain.stderr) == asked == bool(plain.returncode)
+    given = subprocess.run(env={**environment, "WEIGHTS": "a b.pt"}, **job)
+    assert given.returncode == 0 and given.stdout.endswith("--weights a b.pt\n") == asked
+
+
 def test_what_is_there_is_never_replaced() -> None:
     Path("p").mkdir()
     medssl("generate", *CT, "--project", "p")  # an empty folder may be used

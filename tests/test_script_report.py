@@ -17,7 +17,7 @@ from emitted import options, pictures, run, script, settings, text, volumes
 from matplotlib.figure import Figure
 
 from advisor import cli
-from advisor.beside import curves, examples, report
+from advisor.beside import curves, dry_run, examples, report
 from advisor.beside.dry_run import estimate
 from advisor.beside.outcome import COLOURS, boxes, finished, measures
 from advisor.beside.script import opened
@@ -55,6 +55,24 @@ def test_the_report_says_what_metrics_hold(ran: tuple[ModuleType, Path]) -> None
     assert named == ["curves.png", "calibration.png", "examples.png"]
     assert all((out / name).read_bytes()[:4] == PNG for name in named)
     assert "`seeds = 1`" in report and torch.__version__ in report
+    assert "`label_fractions = (4.0, 1.0)`" in report
+
+
+def test_label_fractions_that_the_script_left_out_are_no_change_of_settings(ran, tmp_path) -> None:
+    module, out = ran
+    shutil.copytree(out, tmp_path / "out")
+    metrics = json.loads((out / "metrics.json").read_text())
+    default = module.Settings().label_fractions
+    manifest = out.parent / "data" / "manifest.csv"
+    cases = module.prepare(module.read_manifest(manifest, settings(module)), settings(module), out)
+    chosen = settings(module, seeds=metrics["settings"]["seeds"], label_fractions=default)
+    kept = module.distinct(cases, chosen).label_fractions
+    assert len(kept) < len(default)  # so few labels that two choose the same patients
+    for fractions, changed in ((kept, False), (default, True)):
+        metrics["settings"]["label_fractions"] = list(fractions)
+        (tmp_path / "out" / "metrics.json").write_text(json.dumps(metrics))
+        outcome = finished(module, manifest, tmp_path / "out")
+        assert any("label_fractions" in each for each in report._changed(outcome)) == changed
 
 
 def test_the_loader_in_the_report_gives_the_encoders_features(ran: tuple[ModuleType, Path]) -> None:
@@ -336,8 +354,14 @@ def test_the_commands_read_a_script_and_name_what_is_wrong_in_it(tmp_path: Path)
     code, output = said("dry-run", source, "--size", "32", "--workers", "0", "--batch-size", "2")
     assert code == 0 and "hours" in output
     for command in ("preview", "dry-run"):
-        code, output = said(command, source, "--sise", "32")
-        assert code == 2 and "--sise" in output
+        usage = f"medssl {command} SCRIPT --data CSV --out FOLDER [--SETTING VALUE ...]"
+        for words, why in ((("--sise", "32"), "--sise 32"), (("--size", "nine"), "'nine'")):
+            code, output = said(command, source, *words)
+            assert code == 2 and output.startswith("error: ") and output.count("\n") == 1
+            assert why in output and output.endswith(f"; usage: {usage}\n")
+        code, output = said(command, source, "--size", "-1")
+        assert code == 2 and output.startswith("error: --size -1: must be")
+        assert "usage" not in output
     for spoilt, why in (
         (source.replace("def main(", "def main"), "train.py:"),
         (source.replace("import monai\n", "import torchwood\n"), "torchwood is not installed"),
@@ -373,3 +397,55 @@ def test_a_dry_run_tells_the_cost_and_trains_nothing(problem, told, tmp_path) ->
     assert all("GB at most so far (CPU)" in line for line in lines[: len(told)])
     assert "decoded copies" in lines[len(told)] and "too much memory" in lines[-1]
     assert [path.name for path in out.iterdir()] == ["cache"]
+    kept = {path: path.read_bytes() for path in (out / "cache").iterdir()}
+    module.prepare(module.read_manifest(manifest, settings(module)), settings(module), out)
+    assert kept and all(path.read_bytes() == content for path, content in kept.items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9. GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("unable to mmap 1310 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        OSError(12, "Cannot allocate memory"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    ],
+    ids=lambda error: str(error)[:20],
+)
+def test_a_dry_run_says_that_memory_does_not_suffice(error, tmp_path, monkeypatch) -> None:
+    def step(*_: object) -> None:
+        raise error
+
+    train, manifest = tmp_path / "train.py", pictures(tmp_path / "data")
+    train.write_text(text("simclr", "xray", "classification", "2d", backbone="cnn"))
+    monkeypatch.setattr(dry_run, "_rehearsed", step)
+    given = ["dry-run", str(train), "--data", str(manifest), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.main, [*given, "--workers", "2", "--size", "32"])
+    assert done.exit_code == 2
+    said = done.output.splitlines()[-1]  # after the script's note on small batches
+    gpu = isinstance(error, torch.cuda.OutOfMemoryError)
+    where = "this GPU" if gpu else "this machine"
+    assert said.startswith(f"error: not enough memory on {where} for these settings: ")
+    assert "--batch-size" in said and ("--workers" in said) != gpu
+
+
+def test_another_error_of_a_dry_run_shows_itself(tmp_path, monkeypatch) -> None:
+    def step(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    module = script("simclr", "xray", "classification", "2d", backbone="cnn")
+    manifest = pictures(tmp_path / "data")
+    monkeypatch.setattr(dry_run, "_rehearsed", step)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        list(dry_run.estimate(module, manifest, tmp_path / "out", options(module)))
+
+
+def test_amounts_are_told_in_units_that_suit_them() -> None:
+    short = [dry_run._time(n) for n in (0.001, 1 / 60, 0.5)]
+    assert short == ["under a minute", "1 minute", "30 minutes"]
+    long = [dry_run._time(n) for n in (0.999, 1.26, 9.96, 240)]
+    assert long == ["1.0 hours", "1.3 hours", "10 hours", "240 hours"]
+    sizes = [dry_run._size(n) for n in (251e3, 18.4e6, 2.51e9)]
+    assert sizes == ["under 1 MB", "18.4 MB", "2.51 GB"]

@@ -17,7 +17,7 @@ MODULES = [p for p in sorted(PACKAGE.glob("*.py")) if p.stem not in ("__init__",
 # A module may import only what stands before it; `audit` and `__init__` may import anything,
 # and only commands import `audit`.
 ORDER = """
-    engine profile base cards reading folder packs checkpoints layers ranges
+    engine names profile base cards reading folder packs checkpoints layers ranges
     facts conditions references lint
     knowledge
     scoring whatif answer ranking
@@ -117,3 +117,29 @@ def test_generate_takes_answers_a_profile_or_a_recommendation() -> None:
     assert script == advisor.generate(advisor.Profile.parse(answers))
     assert script == advisor.generate(advisor.recommend(answers))
     compile(script, "train.py", "exec")
+
+
+def test_settings_are_changed_in_python_as_on_the_command_line() -> None:
+    answers = {"modality": "ct", "task": "segmentation", "labeled": 40}
+    changed = {"seeds": "2", "label_fractions": "0.1,1.0"}
+    script = advisor.generate(answers, "mae", changed)
+    assert "seeds: int = 2" in script and script != advisor.generate(answers, "mae")
+    plan = advisor.make_plan(advisor.recommend(answers), "mae", changed)
+    assert {s.value for s in plan.settings if s.source == "--set"} == {2, (0.1, 1.0)}
+
+
+def test_a_printed_answer_is_short_and_its_pages_are_those_of_the_command() -> None:
+    answer = advisor.recommend({"modality": "ct", "task": "segmentation", "labeled": 40})
+    lines = str(answer).splitlines()
+    assert lines[0] == answer.verdict and len(lines) < 10 and len(str(answer)) < 1000
+    assert [line.split()[1] for line in lines[1:6]] == [s.method for s in answer.strategies[:5]]
+    assert [line.split()[0][-1] == "=" for line in lines[1:6]] == [
+        bool(s.tied_with) for s in answer.strategies[:5]
+    ]
+    none = answer.model_copy(update={"strategies": ()})
+    assert str(none) == answer.verdict
+    assert advisor.as_text(answer).startswith(answer.verdict[:20])
+    assert advisor.as_markdown(answer).startswith(f"# {answer.verdict[:20]}")
+    whole = advisor.as_markdown(answer, everything=True)
+    assert all(f"| {s.method} |" in whole for s in answer.strategies)
+    assert advisor.Recommendation.model_validate_json(answer.model_dump_json()) == answer

@@ -16,6 +16,12 @@ from torch import nn
 
 from .script import readable, settings_of
 
+OUT_OF_MEMORY = (
+    "an't allocate memory",  # torch
+    "annot allocate memory",  # the system
+    "Unable to allocate",  # numpy, in a reader
+    "DataLoader worker (pid",  # "exited unexpectedly", "is killed by signal"
+)
 TRIED = 5  # steps, of which the first, slower one is not counted
 
 
@@ -28,7 +34,24 @@ def estimate(module: ModuleType, data: Path, out: Path, options: Sequence[str]) 
         out: The folder that the run would have.
         options: Settings, as on the script's command line.
     """
-    settings = settings_of(module, data, out, options)
+    settings = settings_of(module, data, out, options, "dry-run")
+    try:
+        yield from _lines(module, settings, data, out)
+    except Exception as error:  # torch has an error of its own for GPUs only
+        if not _of_memory(error):
+            raise
+        gpu = isinstance(error, torch.cuda.OutOfMemoryError)
+        where = "this GPU" if gpu else "this machine"
+        module.fail(f"not enough memory on {where} for these settings: {_lower(settings, gpu)}")
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether memory ran out, here or in a reader, which the system may have killed for it."""
+    kind = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+    return kind or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def _lines(module: ModuleType, settings: Any, data: Path, out: Path) -> Iterator[str]:
     cases = module.read_manifest(data, settings)
     labelled = [c for c in cases if c.target and c.split == "train"]
     read = readable(module, labelled, out / "cache", settings)
@@ -38,10 +61,7 @@ def estimate(module: ModuleType, data: Path, out: Path, options: Sequence[str]) 
     for name, (network, samples, schedule), times in _stages(module, cases, settings, out):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats(module.this_device())
-        try:
-            seconds = _rehearsed(module, network, samples, schedule, settings)
-        except torch.cuda.OutOfMemoryError:
-            module.fail(f"{name} does not fit into the memory of this GPU: {_lower(settings)}")
+        seconds = _rehearsed(module, network, samples, schedule, settings)
         whole, encoder = (
             sum(p.numel() for p in part.parameters()) / 1e6 for part in (network, network.encoder)
         )
@@ -49,12 +69,12 @@ def estimate(module: ModuleType, data: Path, out: Path, options: Sequence[str]) 
         yield (
             f"{name}: {whole:.2f} million parameters, {encoder:.2f} of them the encoder's; "
             f"{_memory(module.this_device())}; {seconds:.3g} s a step, {schedule.steps} steps"
-            f"{f', {times} runs' * (times > 1)}: {hours:.2g} hours"
+            f"{f', {times} runs' * (times > 1)}: {_time(hours)}"
         )
     masks = [Path(c.target).stat().st_size for c in read if c.target.endswith(".npy")]
     disk = len(cases) * np.mean([c.array.stat().st_size for c in read])
     disk += sum(bool(c.target) for c in cases) * np.mean(masks or [0])
-    yield f"decoded copies: {disk / 1e9:.3g} GB in {out / 'cache'} for {len(cases)} images"
+    yield f"decoded copies: {_size(disk)} in {out / 'cache'} for {len(cases)} images"
     yield f"too much memory: {_lower(settings)}; too many hours: {_shorter(settings)}"
 
 
@@ -102,12 +122,32 @@ def _memory(device: torch.device) -> str:
     return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most so far (CPU)"
 
 
-def _lower(settings: Any) -> str:
+def _time(hours: float) -> str:
+    minutes = hours * 60
+    if minutes < 59.5:
+        return "under a minute" if minutes < 1 else _counted(minutes, "minute")
+    return f"{hours:.1f} hours" if hours < 9.95 else _counted(hours, "hour")
+
+
+def _counted(number: float, unit: str) -> str:
+    return f"{number:.0f} {unit}{'s' * (round(number) != 1)}"
+
+
+def _size(bytes: float) -> str:
+    for unit, each in (("GB", 1e9), ("MB", 1e6)):
+        if bytes >= each:
+            return f"{bytes / each:.3g} {unit}"
+    return "under 1 MB"
+
+
+def _lower(settings: Any, gpu: bool = True) -> str:
+    fewer = "" if gpu or not settings.workers else "--workers, "
+    sizes = f"lower {fewer}--batch-size, --finetune-batch-size or --size"
     if getattr(settings, "recompute", True) and getattr(settings, "images_at_once", 1) == 1:
-        return "lower --batch-size, --finetune-batch-size or --size"
+        return sizes
     ways = {"images_at_once": "lower --images-at-once", "recompute": "add --recompute 1"}
     known = [way for name, way in ways.items() if hasattr(settings, name)]
-    return ", ".join([*known, "or lower --batch-size, --finetune-batch-size or --size"])
+    return ", ".join([*known, f"or {sizes}"])
 
 
 def _shorter(settings: Any) -> str:

@@ -6,7 +6,9 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from contextlib import redirect_stderr
+from dataclasses import fields, replace
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -40,6 +42,7 @@ class Outcome(NamedTuple):
         module: Its script.
         out: Its folder.
         settings: Those of the run, which need not be the script's own.
+        own: The script's own, without the label fractions that choose the same of these patients.
         metrics: What metrics.json holds.
         predicted: What predictions.csv holds.
         test: The decoded test cases, in the order of its rows.
@@ -48,6 +51,7 @@ class Outcome(NamedTuple):
     module: ModuleType
     out: Path
     settings: Any
+    own: Any
     metrics: Mapping[str, Any]
     predicted: Predicted
     test: Sequence[Any]
@@ -81,7 +85,11 @@ def finished(module: ModuleType, data: Path, out: Path) -> Outcome:
     rows = next(iter(next(iter(predicted.values())).values()))
     if [c.path.name for c in test] != [Path(row["path"]).name for row in rows]:
         raise FileError(f"{out}/predictions.csv: is of other test cases than {data} names")
-    return Outcome(module, out, settings, metrics, predicted, test)
+    with redirect_stderr(StringIO()):  # the run has told what it leaves out
+        seeds = replace(settings, label_fractions=module.Settings().label_fractions)
+        kept = module.distinct(cases, seeds).label_fractions
+    own = replace(module.Settings(), label_fractions=kept)
+    return Outcome(module, out, settings, own, metrics, predicted, test)
 
 
 def share(fraction: float) -> str:

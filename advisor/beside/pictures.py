@@ -30,7 +30,7 @@ def preview(module: ModuleType, data: Path, out: Path, options: Sequence[str]) -
     Returns:
         What is shown.
     """
-    settings = settings_of(module, data, out, options)
+    settings = settings_of(module, data, out, options, "preview")
     cases = without_target(module.read_manifest(data, settings))
     read = readable(module, cases, out / "cache", settings)
     seen = _by_method if hasattr(module, "Method") else _by_fine_tuning

@@ -67,7 +67,7 @@ def report(module: ModuleType, data: Path, out: Path) -> Path:
     lines += [
         f"{metrics['test_patients']} patients of the {metrics['split']} split; every prediction is "
         "in [predictions.csv](predictions.csv), every number in [metrics.json](metrics.json).",
-        f"Settings other than the script's own: {', '.join(_changed(outcome.settings)) or 'none'}.",
+        f"Settings other than the script's own: {', '.join(_changed(outcome)) or 'none'}.",
         metrics["software"] + ".",
     ]
     text = "\n".join(lines) + "\n"
@@ -80,12 +80,10 @@ def report(module: ModuleType, data: Path, out: Path) -> Path:
     return out / "report.md"
 
 
-def _changed(settings: Any) -> list[str]:
-    return [
-        f"`{f.name} = {getattr(settings, f.name)!r}`"
-        for f in fields(settings)
-        if getattr(settings, f.name) != f.default
-    ]
+def _changed(outcome: Outcome) -> list[str]:
+    ran = outcome.settings
+    names = [f.name for f in fields(ran) if getattr(ran, f.name) != getattr(outcome.own, f.name)]
+    return [f"`{name} = {getattr(ran, name)!r}`" for name in names]
 
 
 def _table(metrics: Mapping[str, Any]) -> list[str]:

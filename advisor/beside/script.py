@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,17 +49,32 @@ def opened(file: Path) -> ModuleType:
     return module
 
 
-def settings_of(module: ModuleType, data: Path, out: Path, options: Sequence[str]) -> Any:
+def settings_of(
+    module: ModuleType, data: Path, out: Path, options: Sequence[str], command: str
+) -> Any:
     """The script's own settings with what is given as options.
 
     Args:
         module: The script.
         data: The manifest.
         out: The folder of the run.
-        options: As on the script's command line; what it does not know ends with its own message.
+        options: As on the script's command line.
+        command: The one that was given, for the line on how it is used.
+
+    Raises:
+        FileError: If the script does not know an option or take its value, with its own words.
     """
     words = ["evaluate", "--data", str(data), "--out", str(out), *options]
-    return module.parse_arguments(words)[1]
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            return module.parse_arguments(words)[1]
+    except SystemExit as stopped:
+        usage, _, reason = said.getvalue().partition("error: ")
+        if not stopped.code or not reason:
+            raise
+        how = f"; usage: medssl {command} SCRIPT --data CSV --out FOLDER [--SETTING VALUE ...]"
+        raise FileError(reason.strip() + how * ("usage: " in usage)) from None
 
 
 def readable(module: ModuleType, cases: list[Any], cache: Path, settings: Any) -> list[Any]:
